@@ -1,0 +1,40 @@
+# make run     serve site.tar (or SITE=...), or, without one, this repository's own pages
+# make test    install what the tests need and run them (T=tests/test_ranges.py for one file)
+# make bench   measure against nginx, lighttpd and http.server
+# make lint    ruff and mypy
+# make clean   remove everything that was made here
+
+PYTHON ?= python3
+DEMO    = .cache/demo.tar
+SITE   ?= $(if $(wildcard site.tar),site.tar,$(DEMO))
+FLAGS  ?=
+T      ?=
+
+.PHONY: run test bench lint clean setup
+
+run: $(SITE)
+	$(PYTHON) tarweb.py $(FLAGS) $(SITE)
+
+test: setup
+	.venv/bin/python -m pytest $(T)
+
+bench: setup
+	.venv/bin/python bench/run.py
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/mypy *.py
+
+setup:
+	@tests/setup.sh
+
+# The README as a page, and the sources beside it.
+$(DEMO): README.md LICENSE $(wildcard *.py)
+	mkdir -p .cache/demo
+	cp $^ .cache/demo/
+	{ echo '<!doctype html><meta charset="utf-8"><title>tarweb</title><pre>'; \
+	  sed 's/&/\&amp;/g; s/</\&lt;/g' README.md; echo '</pre>'; } > .cache/demo/index.html
+	tar -C .cache/demo -cf $@ .
+
+clean:
+	rm -rf .venv .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache __pycache__ */__pycache__

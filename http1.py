@@ -1,0 +1,339 @@
+"""HTTP/1.1 requests: bytes in, values out, no I/O (RFC 9112, and RFC 9110 for the fields).
+
+Strict on purpose. Whatever two parsers could read in two ways (bare CR or LF, obs-fold, a space
+before the colon, doubled Content-Length, Content-Length beside Transfer-Encoding) is refused, so
+that nothing in front of this server can disagree with it about where a request ends.
+"""
+
+import calendar
+import re
+import time
+from functools import lru_cache
+from typing import NamedTuple
+
+MAX_HEAD = 16 * 1024       # bytes of request line and header fields: browsers with many cookies send about 8 KiB
+MAX_LINE = 8 * 1024        # bytes of request line: RFC 9112 section 3 recommends 8000 at least
+MAX_BODY = 64 * 1024       # bytes of body read past before the answer; a longer one costs its sender the connection
+MAX_CHUNK_LINE = 1024      # bytes of chunk-size line or trailer field
+MEMO_BLOCK = 2 * 1024      # a header block longer than this is not worth remembering
+MEMO_BLOCKS = 1024         # header blocks remembered: with the above, 2 MiB at most
+
+SERVED = (b"GET", b"HEAD", b"OPTIONS")
+KNOWN = frozenset((*SERVED, b"POST", b"PUT", b"DELETE", b"PATCH", b"TRACE", b"CONNECT"))
+
+
+class HttpError(Exception):
+    """A request that cannot be answered as asked: `status` is the response's, `reason` says why in a few words."""
+
+    def __init__(self, status, reason):
+        super().__init__(status, reason)
+        self.status = status
+        self.reason = reason
+
+
+class Fields(NamedTuple):
+    """What a header block means to this server. Bytes are None where the field is missing."""
+
+    host: bytes | None
+    close: bool                     # Connection: close
+    keep_alive: bool                # Connection: keep-alive (HTTP/1.0)
+    transfer_encoding: bytes | None
+    content_length: int
+    expect: bytes | None
+    codings: frozenset              # acceptable content codings among "", br, zstd, gzip ("" is identity)
+    conditional: bool               # whether any of the fields below is there
+    if_match: bytes | None
+    if_none_match: bytes | None
+    if_modified_since: bytes | None
+    if_unmodified_since: bytes | None
+    if_range: bytes | None
+    range: bytes | None
+
+
+class Request(NamedTuple):
+    """One request head. A body follows it when `has_body`."""
+
+    method: bytes
+    path: bytes                     # decoded, dot segments removed; b"*" for OPTIONS *; b"" names nothing that exists
+    query: bytes                    # raw, with its "?", or b""
+    connection: bytes               # what the response says: b"" (persist), b"close", b"keep-alive" (HTTP/1.0)
+    has_body: bool
+    fields: Fields
+
+
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+REQUEST_LINE = re.compile(                                                                        # RFC 9112 section 3
+    rb"(%b) ([!-\"$->@-~]++)(\?[!-\"$-~]*+)? HTTP/([0-9])\.([0-9])\r\n" % TOKEN)
+FIELD_LINE = re.compile(rb"%b:[\t -~\x80-\xff]*+" % TOKEN)                                        # RFC 9112 section 5
+FIELD_BLOCK = re.compile(rb"(?:%b\r\n)*+\r\n" % FIELD_LINE.pattern)
+FIELD = re.compile(rb"([^:\r\n]++):[\t ]*+([^\r\n]*?)[\t ]*\r\n")
+NOT_CRLF = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0")                                               # RFC 9112 section 2.2
+HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*+)(?::[0-9]*)?")
+ABSOLUTE = re.compile(rb"https?://([^/]*)(.*)", re.IGNORECASE)                                    # RFC 9112 section 3.2
+SLASH = ord("/")
+BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
+ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+
+
+def skip_empty_lines(buffer):
+    """`buffer` without the CRLFs it begins with."""
+    at = 0
+    while buffer.startswith(b"\r\n", at):
+        at += 2
+    return buffer[at:]
+
+
+def find_head(buffer, scanned):
+    """Where the request head in `buffer` ends (the index after its empty line), or -1 when more bytes are needed.
+
+    `scanned` is how many bytes an earlier call has seen. Raises HttpError as soon as no further byte could help.
+    """
+    end = buffer.find(b"\r\n\r\n", max(0, scanned - 3))
+    size = end + 4 if end >= 0 else len(buffer)
+    if size > MAX_LINE and buffer.find(b"\r\n", 0, MAX_LINE + 2) < 0:
+        raise HttpError(414, "the request line is longer than 8 KiB")
+    if size > MAX_HEAD:
+        raise HttpError(431, "the request head is longer than 16 KiB")
+    if end >= 0:
+        return size
+    if NOT_CRLF.search(buffer, max(0, scanned - 1)):    # in a whole head `parse_head` finds it
+        raise HttpError(400, "a line does not end with CRLF, or NUL")
+    return -1
+
+
+def parse_head(head):
+    """The Request that `head` (bytes up to and with the empty line) asks. Raises HttpError."""
+    line = REQUEST_LINE.match(head)
+    if not line:
+        raise HttpError(400, "malformed request line")
+    method, path, query, major, minor = line.groups()
+    if major != b"1":
+        raise HttpError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+    block = head[line.end():]
+    fields = remembered_fields(block) if len(block) <= MEMO_BLOCK else parse_fields(block)
+    if minor == b"0":
+        connection = b"keep-alive" if fields.keep_alive and not fields.close else b"close"
+    else:
+        connection = b"close" if fields.close else b""
+        if fields.host is None:
+            raise HttpError(400, "Host is missing")
+    has_body = fields.transfer_encoding is not None or fields.content_length > 0
+    if fields.transfer_encoding is not None:
+        check_transfer_encoding(fields.transfer_encoding, minor)
+    if path[0] != SLASH:
+        path = parse_target(method, path, query)
+    if b"%" in path or b"/." in path:
+        path = decode_path(path)
+    return Request(method, path, query or b"", connection, has_body, fields)
+
+
+def check_transfer_encoding(value, minor):
+    """Only `chunked`, and only from HTTP/1.1 (RFC 9112 section 6.1). Raises HttpError."""
+    codings = [coding.strip(b"\t ").lower() for coding in value.split(b",")]
+    if minor == b"0" or codings[-1] != b"chunked" or codings.count(b"chunked") > 1:
+        raise HttpError(400, "Transfer-Encoding must be chunked, and HTTP/1.1")
+    if len(codings) > 1:
+        raise HttpError(501, "no transfer coding but chunked is known here")
+
+
+def parse_target(method, target, query):
+    """The path of a request target that is no path itself (RFC 9112 section 3.2). Raises HttpError."""
+    if target == b"*" and not query and method == b"OPTIONS" or method == b"CONNECT":
+        return b"*"
+    absolute = ABSOLUTE.fullmatch(target)
+    if not absolute or absolute[1][:1] in (b"", b":") or not HOST.fullmatch(absolute[1]):
+        raise HttpError(400, "the request target is neither a path nor an http URI")
+    if method == b"OPTIONS" and not absolute[2] and not query:
+        return b"*"
+    return absolute[2] or b"/"
+
+
+def decode_path(path):
+    """`path` percent-decoded once, then without dot segments (RFC 3986 section 5.2.4). Raises HttpError.
+
+    Decoding comes first, so that %2e%2e is a dot segment like any other. An encoded slash is not a
+    separator and no name in an archive holds one: such a path names nothing, which b"" stands for.
+    """
+    if b"%" in path:
+        if BAD_PERCENT.search(path):
+            raise HttpError(400, "bad percent-encoding in the path")
+        if b"%2f" in path.lower():
+            return b""
+        path = ESCAPE.sub(lambda escape: bytes((int(escape[1], 16),)), path)
+    return remove_dot_segments(path) if b"/." in path else path
+
+
+def remove_dot_segments(path):
+    """RFC 3986 section 5.2.4; climbing above the root stays there."""
+    kept = []
+    segments = path.split(b"/")[1:]
+    for segment in segments:
+        if segment == b"..":
+            del kept[-1:]
+        elif segment != b".":
+            kept.append(segment)
+    if segments[-1] in (b".", b".."):
+        kept.append(b"")
+    return b"/" + b"/".join(kept)
+
+
+# --- header fields
+
+WANTED = {name: i for i, name in enumerate((
+    b"host", b"connection", b"transfer-encoding", b"content-length", b"expect", b"accept-encoding",
+    b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range"))}
+
+
+def parse_fields(block):
+    """The Fields of a header block: all that follows the request line, its empty line included. Raises HttpError."""
+    if not FIELD_BLOCK.fullmatch(block):
+        raise HttpError(400, "malformed header field")
+    found = [None] * len(WANTED)
+    for name, value in FIELD.findall(block):
+        i = WANTED.get(name.lower())
+        if i is None:
+            continue
+        if found[i] is not None:
+            if i in (WANTED[b"host"], WANTED[b"content-length"]):
+                raise HttpError(400, f"{name.decode()} is given twice")
+            value = found[i] + b", " + value        # RFC 9110 section 5.3; what is no list becomes unreadable: ignored
+        found[i] = value
+    host, connection, coding, length, expect, accept, *conditions = found
+    if host is not None and not HOST.fullmatch(host):
+        raise HttpError(400, "malformed Host")
+    if coding is not None and length is not None:
+        raise HttpError(400, "both Transfer-Encoding and Content-Length")
+    options = frozenset(option.strip(b"\t ").lower() for option in (connection or b"").split(b","))
+    return Fields(host, b"close" in options, b"keep-alive" in options, coding, parse_length(length), expect,
+                  acceptable_codings(accept), any(value is not None for value in conditions), *conditions)
+
+
+remembered_fields = lru_cache(MEMO_BLOCKS)(parse_fields)
+
+
+def parse_length(value):
+    """Content-Length as an int, 0 where it is missing (RFC 9110 section 8.6). Raises HttpError."""
+    if value is None:
+        return 0
+    if not value.isdigit() or len(value) > 18:
+        raise HttpError(400, "malformed Content-Length")
+    return int(value)
+
+
+# --- content negotiation (RFC 9110 section 12.5.3)
+
+CODINGS = {b"br": "br", b"zstd": "zstd", b"gzip": "gzip", b"x-gzip": "gzip", b"identity": ""}
+ACCEPTED = re.compile(rb"[\t ]*(%b)[\t ]*(?:;[\t ]*[qQ]=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)[\t ]*)?" % TOKEN)
+IDENTITY = frozenset({""})
+
+
+def acceptable_codings(value):
+    """The codings among "", br, zstd and gzip that an Accept-Encoding field value accepts ("" is identity).
+
+    Members that break the grammar are passed over.
+    """
+    if value is None:
+        return IDENTITY
+    weights = {}
+    for member in value.split(b","):
+        accepted = ACCEPTED.fullmatch(member)
+        if accepted:
+            weights[accepted[1].lower()] = float(accepted[2] or 1)
+    others = weights.get(b"*")
+    named = {coding: weights[name] for name, coding in CODINGS.items() if name in weights}
+    for coding in CODINGS.values():
+        if coding not in named and others is not None:
+            named[coding] = others
+    named.setdefault("", 1.0)
+    return frozenset(coding for coding, weight in named.items() if weight > 0)
+
+
+# --- bodies that are read past
+
+CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[\t ]*;[\t -~\x80-\xff]*)?")     # RFC 9112 section 7.1
+TRAILER = re.compile(rb"%b:[\t -~\x80-\xff]*+" % TOKEN)
+
+
+class Body:
+    """Reads past the body that follows a request head. `done` once its last byte is in."""
+
+    def __init__(self, fields):
+        self.chunked = fields.transfer_encoding is not None
+        self.left = fields.content_length     # bytes of the body, or of the chunk at hand, still to come
+        self.seen = 0                         # bytes read so far, framing included
+        self.expects = Body.chunk_size        # what the next line of a chunked body has to be
+        self.done = False
+
+    def feed(self, buffer):
+        """Take what belongs to the body from the front of `buffer`; return the rest. Raises HttpError.
+
+        A rest that is left while `done` is False is a piece of a line: give it again with more behind it.
+        """
+        at = 0
+        while at < len(buffer) and not self.done:
+            if self.left:
+                taken = min(self.left, len(buffer) - at)
+                self.left -= taken
+                at += taken
+                self.done = not self.left and not self.chunked
+                continue
+            end = buffer.find(b"\r\n", at)
+            if end < 0:
+                if len(buffer) - at > MAX_CHUNK_LINE or b"\n" in buffer[at:]:
+                    raise HttpError(400, "malformed chunk")
+                break
+            self.expects(self, buffer[at:end])
+            at = end + 2
+        self.seen += at
+        return buffer[at:]
+
+    def chunk_size(self, line):
+        size = CHUNK_SIZE.fullmatch(line)
+        if not size:
+            raise HttpError(400, "malformed chunk size")
+        self.left = int(size[1], 16)
+        self.expects = Body.chunk_end if self.left else Body.trailer
+
+    def chunk_end(self, line):
+        if line:
+            raise HttpError(400, "a chunk is longer than its size says")
+        self.expects = Body.chunk_size
+
+    def trailer(self, line):
+        if line and not FIELD_LINE.fullmatch(line):
+            raise HttpError(400, "malformed trailer field")
+        self.done = not line
+
+
+# --- dates (RFC 9110 section 5.6.7)
+
+DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
+MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
+MONTH, TIME = rb"(?P<month>%b)" % b"|".join(MONTHS), rb"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
+DATES = tuple(map(re.compile, (
+    rb"(?:%b), (?P<day>\d\d) %b (?P<year>\d{4}) %b GMT" % (b"|".join(DAYS), MONTH, TIME),           # IMF-fixdate
+    rb"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, (?P<day>\d\d)-%b-(?P<year>\d\d) %b GMT" % (MONTH, TIME),
+    rb"(?:%b) %b (?P<day>[ \d]\d) %b (?P<year>\d{4})" % (b"|".join(DAYS), MONTH, TIME))))          # asctime
+
+
+def format_date(when):
+    """`when` (seconds since the epoch) as an IMF-fixdate: always 29 bytes."""
+    year, month, day, hour, minute, second, weekday, *_ = time.gmtime(when)
+    return b"%b, %02d %b %04d %02d:%02d:%02d GMT" % (
+        DAYS[weekday], day, MONTHS[month - 1], year, hour, minute, second)
+
+
+def parse_date(value):
+    """Seconds since the epoch of an HTTP-date in any of its three forms, or None where it is none."""
+    date = next((match for form in DATES if (match := form.fullmatch(value))), None)
+    if date is None:
+        return None
+    year, month = int(date["year"]), MONTHS.index(date["month"]) + 1
+    day, hour, minute, second = (int(date[part]) for part in ("day", "hour", "minute", "second"))
+    if len(date["year"]) == 2:      # RFC 850: more than 50 years ahead means the past
+        this_year = time.gmtime().tm_year
+        year += this_year - this_year % 100
+        year -= 100 if year > this_year + 50 else 0
+    if not 1 <= day <= 31 or hour > 23 or minute > 59 or second > 60 or year < 1:
+        return None
+    return calendar.timegm((year, month, day, hour, minute, second))

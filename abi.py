@@ -1,0 +1,220 @@
+"""The kernel's side of io_uring, for Python: numbers, structures, the three system calls, memory that the kernel reads.
+
+Layouts are those of <linux/io_uring.h>, checked at import, and byte order is native throughout, so any 64-bit
+Linux will do. The system calls go through liburing where it is installed, else through libc's syscall().
+"""
+
+import ctypes
+import mmap
+import os
+import struct
+
+# <linux/io_uring.h> enum io_uring_op
+OP_SENDMSG, OP_TIMEOUT, OP_ACCEPT, OP_ASYNC_CANCEL = 9, 11, 13, 14
+OP_CLOSE, OP_READ, OP_SEND, OP_RECV, OP_SHUTDOWN = 19, 22, 26, 27, 34
+NEEDED = {"SENDMSG": OP_SENDMSG, "TIMEOUT": OP_TIMEOUT, "ACCEPT": OP_ACCEPT, "ASYNC_CANCEL": OP_ASYNC_CANCEL,
+          "CLOSE": OP_CLOSE, "READ": OP_READ, "SEND": OP_SEND, "RECV": OP_RECV, "SHUTDOWN": OP_SHUTDOWN}
+
+# sqe.flags, sqe.ioprio, cqe.flags
+FIXED_FILE, BUFFER_SELECT, CQE_SKIP_SUCCESS = 1 << 0, 1 << 5, 1 << 6
+ACCEPT_MULTISHOT, RECV_MULTISHOT = 1 << 0, 1 << 1
+FILE_INDEX_ALLOC = 0xFFFFFFFF
+CQE_BUFFER, CQE_MORE, CQE_BUFFER_SHIFT = 1 << 0, 1 << 1, 16
+
+# io_uring_setup, io_uring_enter, io_uring_register
+SETUP_SQPOLL, SETUP_CQSIZE, SETUP_SUBMIT_ALL = 1 << 1, 1 << 3, 1 << 7
+SETUP_COOP_TASKRUN, SETUP_SINGLE_ISSUER, SETUP_DEFER_TASKRUN = 1 << 8, 1 << 12, 1 << 13
+FEATURES = {"SINGLE_MMAP": 1 << 0, "NODROP": 1 << 1, "SUBMIT_STABLE": 1 << 2, "CQE_SKIP": 1 << 11}
+OFF_SQ_RING, OFF_SQES = 0, 0x10000000
+ENTER_GETEVENTS, ENTER_SQ_WAKEUP, ENTER_SQ_WAIT = 1 << 0, 1 << 1, 1 << 2
+SQ_NEED_WAKEUP, SQ_CQ_OVERFLOW = 1 << 0, 1 << 1
+REGISTER_FILES_UPDATE, REGISTER_PROBE, REGISTER_FILES2 = 6, 8, 13
+REGISTER_PBUF_RING, REGISTER_FILE_ALLOC_RANGE, RSRC_REGISTER_SPARSE = 22, 25, 1
+
+# <linux/socket.h>. WAITALL: the kernel itself goes on with a send that found too little room.
+MSG_WAITALL, MSG_NOSIGNAL = 0x100, 0x4000
+SEND_FLAGS = MSG_WAITALL | MSG_NOSIGNAL
+SHUT_RD, SHUT_WR = 0, 1
+
+MAX_CQ_ENTRIES = 65536
+U32 = 0xFFFFFFFF
+
+
+class Sqe(ctypes.Structure):
+    """struct io_uring_sqe. Written through SQE below; here to pin what that says to the header."""
+
+    _fields_ = [("opcode", ctypes.c_uint8), ("flags", ctypes.c_uint8), ("ioprio", ctypes.c_uint16),
+                ("fd", ctypes.c_int32), ("off", ctypes.c_uint64), ("addr", ctypes.c_uint64), ("len", ctypes.c_uint32),
+                ("op_flags", ctypes.c_uint32), ("user_data", ctypes.c_uint32 * 2), ("buf_group", ctypes.c_uint16),
+                ("personality", ctypes.c_uint16), ("file_index", ctypes.c_uint32), ("addr3", ctypes.c_uint64),
+                ("pad", ctypes.c_uint64)]
+
+
+class SqOffsets(ctypes.Structure):
+    """struct io_sqring_offsets"""
+
+    _fields_ = [(name, ctypes.c_uint32) for name in (
+        "head", "tail", "ring_mask", "ring_entries", "flags", "dropped", "array", "resv1")] + [
+        ("user_addr", ctypes.c_uint64)]
+
+
+class CqOffsets(ctypes.Structure):
+    """struct io_cqring_offsets"""
+
+    _fields_ = [(name, ctypes.c_uint32) for name in (
+        "head", "tail", "ring_mask", "ring_entries", "overflow", "cqes", "flags", "resv1")] + [
+        ("user_addr", ctypes.c_uint64)]
+
+
+class Params(ctypes.Structure):
+    """struct io_uring_params"""
+
+    _fields_ = [(name, ctypes.c_uint32) for name in (
+        "sq_entries", "cq_entries", "flags", "sq_thread_cpu", "sq_thread_idle", "features", "wq_fd")] + [
+        ("resv", ctypes.c_uint32 * 3), ("sq_off", SqOffsets), ("cq_off", CqOffsets)]
+
+
+class Iovec(ctypes.Structure):
+    """<sys/uio.h> struct iovec"""
+
+    _fields_ = [("base", ctypes.c_uint64), ("len", ctypes.c_uint64)]
+
+
+class Msghdr(ctypes.Structure):
+    """<sys/socket.h> struct msghdr, 64-bit"""
+
+    _fields_ = [("name", ctypes.c_uint64), ("namelen", ctypes.c_uint32), ("iov", ctypes.c_uint64),
+                ("iovlen", ctypes.c_uint64), ("control", ctypes.c_uint64), ("controllen", ctypes.c_uint64),
+                ("flags", ctypes.c_int32)]
+
+
+for _struct, _size in ((Sqe, 64), (SqOffsets, 40), (CqOffsets, 40), (Params, 120), (Iovec, 16), (Msghdr, 56)):
+    assert ctypes.sizeof(_struct) == _size, _struct
+for _name, _at in {"fd": 4, "off": 8, "addr": 16, "len": 24, "op_flags": 28, "user_data": 32,
+                   "buf_group": 40, "file_index": 44, "addr3": 48}.items():
+    assert getattr(Sqe, _name).offset == _at, _name
+
+SQE = struct.Struct("=BBHiQQIIIIHHI16x")       # opcode .. file_index; the 16 pad bytes are written as zeros
+SQE_SEND = struct.Struct("=BBHiQQIIII24x")     # the same up to user_data, all that most operations need
+SQE_CANCEL = struct.Struct("=BBHiQIIIIII24x")  # as SQE_SEND, where addr is the user_data of another operation
+CQE = struct.Struct("=IIiI")                   # struct io_uring_cqe: user_data as (tag, generation), res, flags
+BUF = struct.Struct("=QIH")                    # struct io_uring_buf but for its last two bytes: entry 0's are the tail
+MSGHDR = struct.Struct("=QI4xQQQQi4x")         # name, namelen, iov, iovlen, control, controllen, flags
+IOVEC = struct.Struct("=QQ")
+assert (SQE.size, SQE_SEND.size, SQE_CANCEL.size, CQE.size, MSGHDR.size, IOVEC.size) == (64, 64, 64, 16, 56, 16)
+
+libc = ctypes.PyDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+# --- the three system calls, two ways
+
+SYS_SETUP, SYS_ENTER, SYS_REGISTER = 425, 426, 427      # <asm-generic/unistd.h>: the same number on every architecture
+
+
+class Liburing:
+    """The calls as liburing >= 2.3 exports them: they give a result, or -errno."""
+
+    name = "liburing"
+
+    def __init__(self):
+        # PyDLL keeps the interpreter lock: there is one thread, and nobody to hand it to.
+        library = ctypes.PyDLL("liburing.so.2")
+        self.setup = library.io_uring_setup
+        self.enter = library.io_uring_enter
+        self.register = library.io_uring_register
+        self.setup.argtypes = [ctypes.c_uint, ctypes.c_void_p]
+        # enter has no argtypes: all it is given are C ints and None, and ctypes takes half the time so.
+        self.register.argtypes = [ctypes.c_int, ctypes.c_uint, ctypes.c_void_p, ctypes.c_uint]
+
+
+class Libc:
+    """The same calls through syscall(2), for where liburing is missing."""
+
+    name = "syscall(2)"
+
+    def __init__(self):
+        self.syscall = ctypes.PyDLL(None, use_errno=True).syscall
+        self.syscall.restype = ctypes.c_long
+        self.syscall.argtypes = [ctypes.c_long] * 7
+
+    def call(self, number, a, b, c=0, d=0, e=0, f=0):
+        result = self.syscall(number, a, b, c, d, e, f)
+        return result if result >= 0 else -ctypes.get_errno()
+
+    def setup(self, entries, params):
+        return self.call(SYS_SETUP, entries, params)
+
+    def enter(self, fd, to_submit, min_complete, flags, _sigmask):
+        return self.call(SYS_ENTER, fd, to_submit, min_complete, flags, 0, 8)
+
+    def register(self, fd, opcode, argument, count):
+        return self.call(SYS_REGISTER, fd, opcode, argument, count)
+
+
+def load_calls(use_liburing=True):
+    """Liburing() where it is installed and new enough, else Libc()."""
+    if use_liburing:
+        try:
+            return Liburing()
+        except (OSError, AttributeError):
+            pass
+    return Libc()
+
+
+def check(result, what):
+    """Return `result`, or raise OSError: the calls give -errno, and errno itself may be stale."""
+    if result < 0:
+        raise OSError(-result, f"{what}: {os.strerror(-result)}")
+    return result
+
+
+# --- memory that the kernel reads
+
+def address_of(buffer):
+    """The address of `buffer`: bytes (kept alive by the caller) or anything writable."""
+    if isinstance(buffer, bytes):
+        return ctypes.cast(ctypes.c_char_p(buffer), ctypes.c_void_p).value
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def map_file(fd, length):
+    """The address of `length` bytes of file `fd`, mapped for reading by the kernel alone.
+
+    No Python object is laid over it: should the file be truncated, a send fails with EFAULT, while a read
+    from Python would be a SIGBUS. Raises OSError.
+    """
+    if not length:
+        return 0
+    address = libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(f"cannot map {length} bytes of the archive: the address space (ulimit -v) is too small")
+    return address
+
+
+MADV_POPULATE_READ = 22         # <asm-generic/mman-common.h>, Linux 5.14
+
+
+def populate(address, length):
+    """Bring a mapping's pages in now, so that no request waits for a page fault. True if it was done."""
+    return libc.madvise(address, length, MADV_POPULATE_READ) == 0
+
+
+def message_size(segments):
+    """Bytes that a msghdr and its iovecs take, for so many segments."""
+    return MSGHDR.size + IOVEC.size * segments
+
+
+def write_message(memory, address, segments):
+    """Write a msghdr over `segments` of (address, length), then its iovecs, to the front of `memory` at `address`."""
+    MSGHDR.pack_into(memory, 0, 0, 0, address + MSGHDR.size, len(segments), 0, 0, 0)
+    for i, (base, length) in enumerate(segments):
+        IOVEC.pack_into(memory, MSGHDR.size + IOVEC.size * i, base, length)
+
+
+def read_message(memory):
+    """The segments that `write_message` wrote."""
+    count = MSGHDR.unpack_from(memory)[3]
+    return [IOVEC.unpack_from(memory, MSGHDR.size + IOVEC.size * i) for i in range(count)]

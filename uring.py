@@ -1,0 +1,351 @@
+"""io_uring from Python: one ring, its file table and its receive buffers.
+
+Nothing here knows about HTTP. The caller arms operations (`arm_*`) and takes completions (`wait`); all but one
+system call for each batch is reads and writes of memory that the ring shares with the kernel.
+
+Memory order, the facts
+  * Ring (DEFER_TASKRUN): completions are posted, and receive buffers taken, by our own task inside
+    io_uring_enter. One thread does everything, so program order is all the order there is to want.
+  * PolledRing (SQPOLL): a kernel thread on another CPU reads what we write. Between writing an entry and
+    publishing its tail, between reading a tail and its entries, and between publishing the tail and reading
+    the flags there has to be a fence. Python has none, but releasing and taking an uncontended threading.Lock
+    is a release and then an acquire of one atomic word: no access moves across the pair. See `fence`.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+import platform
+import struct
+import sys
+import threading
+import time
+
+from abi import (
+    ACCEPT_MULTISHOT, BUF, BUFFER_SELECT, CQE, CQE_SKIP_SUCCESS, ENTER_GETEVENTS, ENTER_SQ_WAIT, ENTER_SQ_WAKEUP,
+    FEATURES, FILE_INDEX_ALLOC, FIXED_FILE, MAX_CQ_ENTRIES, NEEDED, OFF_SQ_RING, OFF_SQES, OP_ACCEPT, OP_ASYNC_CANCEL,
+    OP_CLOSE, OP_READ, OP_RECV, OP_SEND, OP_SENDMSG, OP_SHUTDOWN, OP_TIMEOUT, RECV_MULTISHOT,
+    REGISTER_FILE_ALLOC_RANGE, REGISTER_FILES2, REGISTER_FILES_UPDATE, REGISTER_PBUF_RING, REGISTER_PROBE,
+    RSRC_REGISTER_SPARSE, SEND_FLAGS, SETUP_COOP_TASKRUN, SETUP_CQSIZE, SETUP_DEFER_TASKRUN, SETUP_SINGLE_ISSUER,
+    SETUP_SQPOLL, SETUP_SUBMIT_ALL, SQ_CQ_OVERFLOW, SQ_NEED_WAKEUP, SQE, SQE_CANCEL, SQE_SEND, U32, Params,
+    address_of, check, load_calls,
+)
+
+NEEDS = "tarweb needs Linux 6.1 or newer"
+
+
+class RingError(Exception):
+    """io_uring cannot be had here; the text says why and what to do."""
+
+
+def explain(error):
+    """Why io_uring_setup failed with `error` (an errno), and what to do about it: one sentence."""
+    try:
+        with open("/proc/sys/kernel/io_uring_disabled") as file:
+            disabled = file.read().strip()
+    except OSError:
+        disabled = "0"
+    if error == errno.EPERM and disabled != "0":
+        return (f"io_uring is switched off: kernel.io_uring_disabled is {disabled}; "
+                "'sysctl kernel.io_uring_disabled=0' allows it")
+    if error == errno.EPERM:
+        return ("io_uring is forbidden to this process, most likely by a container's seccomp profile: "
+                "allow io_uring_setup, io_uring_enter and io_uring_register in it")
+    if error == errno.ENOMEM:
+        return ("there is not enough memory for the ring: raise the limit of locked memory (ulimit -l) "
+                "or lower --ring-size")
+    if error in (errno.ENOSYS, errno.EINVAL):
+        return f"this kernel ({platform.release()}) is too old or has no io_uring: {NEEDS}"
+    return f"io_uring_setup: {os.strerror(error)}"
+
+
+_lock = threading.Lock()
+_lock.acquire()
+
+
+def fence():
+    """A full memory barrier: a release and an acquire of the same atomic word (glibc: sem_post, sem_trywait)."""
+    _lock.release()
+    _lock.acquire()
+
+
+# --- the ring
+
+class Ring:
+    """One io_uring with its file table and its receive buffers.
+
+    `connections` slots of the file table are for accepted sockets, numbered from 0; `files` (descriptors) get
+    the slots after them. Completions carry the (tag, generation) that the operation was armed with.
+    Raises RingError where the kernel cannot do it.
+    """
+
+    mode = SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN | SETUP_COOP_TASKRUN
+    fenced = False
+
+    def __init__(self, connections, files, *, entries=1024, buffers=256, buffer_size=4096,
+                 sqpoll_ms=0, busyloop=0.0, use_liburing=True):
+        self.calls = load_calls(use_liburing)
+        self.system_enter = self.calls.enter
+        self.busyloop = busyloop              # seconds to look for completions before sleeping
+        self.fd = self.setup(entries, connections, sqpoll_ms)
+        self.map_queues()
+        self.probe()
+        self.register_files(connections, files)
+        self.register_buffers(buffers, buffer_size)
+
+    # start-up
+
+    def setup(self, entries, connections, sqpoll_ms):
+        self.params = params = Params()
+        params.flags = SETUP_SUBMIT_ALL | SETUP_CQSIZE | self.mode
+        params.sq_thread_idle = sqpoll_ms
+        params.cq_entries = min(max(4 * entries, 2 * connections), MAX_CQ_ENTRIES)
+        fd = self.calls.setup(entries, ctypes.addressof(params))
+        if fd < 0:
+            raise RingError(explain(-fd))
+        missing = [name for name, bit in FEATURES.items() if not params.features & bit]
+        if missing:
+            raise RingError(f"this kernel's io_uring lacks {', '.join(missing)}: {NEEDS}")
+        return fd
+
+    def map_queues(self):
+        sq, cq = self.params.sq_off, self.params.cq_off
+        self.entries, self.cq_entries = self.params.sq_entries, self.params.cq_entries
+        size = max(sq.array + 4 * self.entries, cq.cqes + CQE.size * self.cq_entries)
+        shared = mmap.MAP_SHARED | mmap.MAP_POPULATE
+        self.queues = mmap.mmap(self.fd, size, shared, offset=OFF_SQ_RING)
+        self.sqes = mmap.mmap(self.fd, self.entries * SQE.size, shared, offset=OFF_SQES)
+        self.words = memoryview(self.queues)[:size & ~3].cast("I")
+        self.words[sq.array // 4:sq.array // 4 + self.entries] = memoryview(
+            b"".join(i.to_bytes(4, sys.byteorder) for i in range(self.entries))).cast("I")
+        self.sq_head, self.sq_tail, self.sq_flags = sq.head // 4, sq.tail // 4, sq.flags // 4
+        self.cq_head, self.cq_tail, self.cqes = cq.head // 4, cq.tail // 4, cq.cqes
+        self.cq_overflow = cq.overflow // 4
+        self.mask, self.cq_mask = self.entries - 1, self.cq_entries - 1
+        self.tail = 0                         # of the submission queue, counted without end
+        self.taken = 0                        # how much of it the kernel has taken
+        self.room = self.entries              # where `tail` must stop for want of a free entry
+        self.head = 0                         # of the completion queue, modulo 2**32
+
+    def probe(self):
+        """struct io_uring_probe: 16 bytes, then 8 for each operation, bit 0 of its flags for `supported`."""
+        found = bytearray(16 + 256 * 8)
+        check(self.register(REGISTER_PROBE, found, 256), "io_uring_register(PROBE)")
+        missing = [name for name, op in NEEDED.items() if not found[16 + op * 8 + 2] & 1]
+        if missing:
+            raise RingError(f"this kernel's io_uring cannot do {', '.join(missing)}: {NEEDS}")
+
+    def register(self, opcode, argument, count):
+        return self.calls.register(self.fd, opcode, address_of(argument), count)
+
+    def register_files(self, connections, files):
+        """A sparse table; accept chooses among the first `connections` slots, `files` follow them."""
+        sparse = bytearray(struct.pack("=IIQQQ", connections + len(files), RSRC_REGISTER_SPARSE, 0, 0, 0))
+        result = self.register(REGISTER_FILES2, sparse, len(sparse))
+        if result == -errno.EMFILE:
+            raise RingError(f"{connections} connections are more than the limit of open files allows: "
+                            "raise it (ulimit -n) or lower --max-connections")
+        check(result, "io_uring_register(FILES2)")
+        alloc = bytearray(struct.pack("=IIQ", 0, connections, 0))
+        check(self.register(REGISTER_FILE_ALLOC_RANGE, alloc, 0), "io_uring_register(FILE_ALLOC_RANGE)")
+        fds = bytearray(struct.pack(f"={len(files)}i", *files))
+        update = bytearray(struct.pack("=IIQ", connections, 0, address_of(fds)))
+        check(self.register(REGISTER_FILES_UPDATE, update, len(files)), "io_uring_register(FILES_UPDATE)")
+
+    def register_buffers(self, count, size):
+        """`count` (a power of two) receive buffers of `size` bytes, in a ring that the kernel takes them from."""
+        self.buffer_size, self.buffer_mask = size, count - 1
+        self.pool = mmap.mmap(-1, count * size)
+        self.buffer_ring = mmap.mmap(-1, count * 16)
+        self.pool_address = address_of(self.pool)
+        self.buffer_tail_word = memoryview(self.buffer_ring).cast("H")
+        registration = bytearray(struct.pack("=QIHH24x", address_of(self.buffer_ring), count, 0, 0))
+        check(self.register(REGISTER_PBUF_RING, registration, 1), "io_uring_register(PBUF_RING)")
+        self.order = [-1] * count             # which buffer stands at each place of the ring
+        self.buffer_tail = 0
+        for i in range(count):
+            self.give_back(i)
+        self.publish_buffers()
+
+    # receive buffers
+
+    def give_back(self, i):
+        """Put buffer `i` at the end of the ring; the kernel sees it after `publish_buffers`.
+
+        The kernel takes buffers in the ring's order, so the entry is nearly always there already.
+        """
+        place = self.buffer_tail & self.buffer_mask
+        if self.order[place] != i:
+            self.order[place] = i
+            BUF.pack_into(self.buffer_ring, place * 16, self.pool_address + i * self.buffer_size, self.buffer_size, i)
+        self.buffer_tail += 1
+
+    def publish_buffers(self):
+        self.buffer_tail_word[7] = self.buffer_tail & 0xFFFF      # struct io_uring_buf_ring: the tail is at byte 14
+
+    # arming: each puts one operation in the submission queue, and `wait` hands them to the kernel
+
+    def place(self):
+        """Where in `sqes` the next entry goes."""
+        if self.tail == self.room:
+            self.flush()
+        at = (self.tail & self.mask) << 6
+        self.tail += 1
+        return at
+
+    def arm_accept(self, tag, slot, multishot):
+        SQE.pack_into(self.sqes, self.place(), OP_ACCEPT, FIXED_FILE, ACCEPT_MULTISHOT if multishot else 0, slot,
+                      0, 0, 0, 0, tag, 0, 0, 0, FILE_INDEX_ALLOC)
+
+    def arm_recv(self, tag, generation, slot):
+        """Multishot: one completion for each piece received, until one comes without CQE_MORE."""
+        SQE_SEND.pack_into(self.sqes, self.place(), OP_RECV, FIXED_FILE | BUFFER_SELECT, RECV_MULTISHOT, slot,
+                           0, 0, 0, 0, tag, generation)
+
+    def arm_sendmsg(self, tag, generation, slot, msghdr):
+        SQE_SEND.pack_into(self.sqes, self.place(), OP_SENDMSG, FIXED_FILE, 0, slot,
+                           0, msghdr, 1, SEND_FLAGS, tag, generation)
+
+    def arm_send(self, tag, generation, slot, address, length):
+        SQE_SEND.pack_into(self.sqes, self.place(), OP_SEND, FIXED_FILE, 0, slot,
+                           0, address, length, SEND_FLAGS, tag, generation)
+
+    def arm_shutdown(self, tag, generation, slot, how):
+        """shutdown(2). The kernel always gives this to a worker thread of its own: not for the common path."""
+        SQE_SEND.pack_into(self.sqes, self.place(), OP_SHUTDOWN, FIXED_FILE, 0, slot,
+                           0, 0, how, 0, tag, generation)
+
+    def arm_cancel(self, tag, target_tag, target_generation):
+        """Cancel what was armed with that tag and generation: it ends with -ECANCELED. Completes only if it fails."""
+        SQE_CANCEL.pack_into(self.sqes, self.place(), OP_ASYNC_CANCEL, CQE_SKIP_SUCCESS, 0, -1,
+                             0, target_tag, target_generation, 0, 0, tag, 0)
+
+    def arm_close(self, tag, generation, slot):
+        """Free a slot. No completion unless it fails: the slot's next one is that of an accept."""
+        SQE.pack_into(self.sqes, self.place(), OP_CLOSE, CQE_SKIP_SUCCESS, 0, 0,
+                      0, 0, 0, 0, tag, generation, 0, 0, slot + 1)
+
+    def arm_read(self, tag, slot, buffer):
+        """Read from a pipe into `buffer` (writable, kept alive by the caller)."""
+        SQE_SEND.pack_into(self.sqes, self.place(), OP_READ, FIXED_FILE, 0, slot,
+                           (1 << 64) - 1, address_of(buffer), len(buffer), 0, tag, 0)
+
+    def arm_timeout(self, tag, timespec):
+        """One completion after `timespec` (struct __kernel_timespec in a bytearray, kept alive by the caller)."""
+        SQE_SEND.pack_into(self.sqes, self.place(), OP_TIMEOUT, 0, 0, -1, 0, address_of(timespec), 1, 0, tag, 0)
+
+    # submitting and completing
+
+    def wait(self):
+        """Submit what is armed, sleep until something has completed, return it (see `completions`).
+
+        The batch is empty where a signal came first.
+        """
+        self.publish_buffers()
+        if self.busyloop and self.spin():
+            return self.completions()
+        self.enter(1)
+        return self.completions()
+
+    def enter(self, min_complete):
+        """Submit and run what is due of our own task's work. What passes by itself is left to the next call."""
+        self.words[self.sq_tail] = self.tail & U32
+        taken = self.system_enter(self.fd, self.tail - self.taken, min_complete, ENTER_GETEVENTS, None)
+        if taken < 0:
+            ignore_passing(taken)
+            return
+        self.taken += taken
+        self.room = self.taken + self.entries
+
+    def flush(self):
+        """Make room in the submission queue."""
+        while self.tail == self.room:
+            self.enter(0)
+
+    def spin(self):
+        """Enter without sleeping until there is a completion, or `busyloop` has passed; tell which."""
+        deadline = time.monotonic() + self.busyloop
+        self.enter(0)
+        while self.words[self.cq_tail] == self.head:
+            if time.monotonic() >= deadline:
+                return False
+            self.enter(0)
+        return True
+
+    def completions(self):
+        """All completions posted so far as (tag, generation, result, flags), copied out: the queue is free again."""
+        tail, head = self.words[self.cq_tail], self.head
+        if tail == head:
+            return ()
+        if self.fenced:             # between the tail and what lies before it
+            fence()
+        start, end = head & self.cq_mask, ((tail - 1) & self.cq_mask) + 1
+        queue, at = self.queues, self.cqes
+        if start < end:
+            found = queue[at + start * 16:at + end * 16]
+        else:
+            found = queue[at + start * 16:at + self.cq_entries * 16] + queue[at:at + end * 16]
+        if self.fenced:             # between our copying and what may be written there now
+            fence()
+        self.head = self.words[self.cq_head] = tail
+        return CQE.iter_unpack(found)
+
+
+class PolledRing(Ring):
+    """A Ring whose submissions a kernel thread takes (SQPOLL): system calls only to wake it, or to sleep ourselves.
+
+    Where the other thread could see our writes in another order than we made them, or we its, stands a fence.
+    """
+
+    mode = SETUP_SQPOLL
+    fenced = True
+
+    def publish_buffers(self):
+        fence()
+        super().publish_buffers()
+
+    def wait(self):
+        self.publish_buffers()
+        self.publish()
+        if self.words[self.sq_flags] & SQ_CQ_OVERFLOW:
+            self.call(0, ENTER_GETEVENTS)
+        if not self.spin():
+            self.call(1, ENTER_GETEVENTS)
+        return self.completions()
+
+    def publish(self):
+        """Show the kernel's thread what is armed; wake it where it sleeps."""
+        words = self.words
+        fence()
+        words[self.sq_tail] = self.tail & U32
+        fence()
+        self.taken = self.tail - ((self.tail - words[self.sq_head]) & U32)
+        self.room = self.taken + self.entries
+        if words[self.sq_flags] & SQ_NEED_WAKEUP:
+            self.call(0, ENTER_SQ_WAKEUP)
+
+    def call(self, min_complete, flags):
+        ignore_passing(self.system_enter(self.fd, 0, min_complete, flags, None))
+
+    def flush(self):
+        self.publish()
+        while self.tail == self.room:
+            self.call(0, ENTER_SQ_WAIT)
+            self.publish()
+
+    def spin(self):
+        words, tail, head = self.words, self.cq_tail, self.head
+        deadline = 0.0
+        while words[tail] == head:
+            now = time.monotonic()
+            deadline = deadline or now + self.busyloop
+            if now >= deadline:
+                return False
+        return True
+
+
+def ignore_passing(result):
+    """A signal, or no memory just now: the next call will do it. Any other error is raised."""
+    if -result not in (errno.EINTR, errno.EAGAIN, errno.EBUSY):
+        check(result, "io_uring_enter")

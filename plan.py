@@ -1,0 +1,183 @@
+"""Plans: replies laid out in memory that the kernel can send as they stand.
+
+A plan is a msghdr over [status line, Server, Date][header fields][body spans in the mapped archive]. It holds
+nothing of the connection, so one plan serves any number of connections at once, and it never changes: only the
+Date does, in the piece that all plans of one status share.
+
+Lifetime: whoever has sent a plan keeps a reference to it until the send has completed. Python's own reference
+count then frees its memory, never earlier.
+"""
+
+import mmap
+import sys
+from http import HTTPStatus
+
+import abi
+from http1 import format_date
+from reply import Whole
+
+PIECE = 512 * 1024          # bytes in one send: large enough for few completions, small enough to time a slow reader
+MEMO_PLANS = 8 << 20        # bytes of plans remembered: those of about 10,000 files
+MEMO_REQUESTS = 6 << 20     # bytes of requests remembered
+PLAN_OVERHEAD = 320         # bytes for a plan's objects in Python, roughly
+REQUEST_OVERHEAD = 200      # bytes for a request's, likewise
+MEMO_REQUEST = 2048         # a request longer than this is parsed each time
+SEEN_BITS = 16              # 64 KiB to tell what has come before from what comes for the first time
+EMPTY_SECONDS = 60          # a full memory is emptied as often as this
+STATUS_SLOT = 128           # bytes for each status line with Server and Date
+
+
+class StatusHeads:
+    """Status line, Server and Date for each status, in memory where the Date is patched in place.
+
+    "HH:MM:SS" is 8 bytes and lies on an 8-byte boundary: it changes in one store, so that a kernel thread
+    (SQPOLL) that sends it meanwhile takes the old time or the new one. (The date before it changes at
+    midnight only, and there a reader could in principle see a mix.)
+    """
+
+    def __init__(self, server, now):
+        self.memory = mmap.mmap(-1, STATUS_SLOT * len(HTTPStatus))
+        self.words = memoryview(self.memory).cast("Q")
+        self.base = abi.address_of(self.memory)
+        self.server = server
+        self.heads = {}             # status -> (address, length)
+        self.date_places = []       # offsets in `memory`
+        self.date = format_date(now)
+
+    def get(self, status):
+        """(address, length) of the head of a response with `status`."""
+        return self.heads.get(status) or self.make(status)
+
+    def make(self, status):
+        before = b"HTTP/1.1 %d %b\r\nServer: %b\r\nDate: " % (status, HTTPStatus(status).phrase.encode(), self.server)
+        time_at = len(before) + len(b"Mon, 01 Jan 2024 ")
+        start = STATUS_SLOT * len(self.heads) + -time_at % 8
+        head = before + self.date + b"\r\n"
+        assert -time_at % 8 + len(head) <= STATUS_SLOT
+        self.memory[start:start + len(head)] = head
+        self.date_places.append(start + len(before))
+        self.heads[status] = self.base + start, len(head)
+        return self.heads[status]
+
+    def tick(self, now):
+        """Let the Date of all be `now` (seconds since the epoch)."""
+        date = format_date(now)
+        day, time = date[:17], int.from_bytes(date[17:25], sys.byteorder)
+        for place in self.date_places:
+            if day != self.date[:17]:
+                self.memory[place:place + 17] = day
+            self.words[(place + 17) // 8] = time
+        self.date = date
+
+
+class Plan:
+    """A Reply in memory. `address` is its msghdr's, which covers the first PIECE bytes of `total`."""
+
+    __slots__ = ("address", "close", "done", "memory", "segments", "total")
+
+    def __init__(self, reply, status_head, archive_address):
+        """One block of memory holds msghdr, iovecs and then every byte that is not in the archive."""
+        spans = [span for span in (reply.head, *reply.body) if isinstance(span, bytes) or span[1]]
+        own = b"".join(span for span in spans if isinstance(span, bytes))
+        self.memory = bytearray(abi.message_size(len(spans) + 1) + len(own))
+        self.address = abi.address_of(self.memory)
+        at = self.address + len(self.memory) - len(own)
+        self.memory[-len(own):] = own
+        segments = [status_head]                # (address, length) of all there is to send
+        for span in spans:
+            if isinstance(span, bytes):
+                segments.append((at, len(span)))
+                at += len(span)
+            else:
+                segments.append((archive_address + span[0], span[1]))
+        self.total = sum(length for _, length in segments)
+        self.segments = segments if self.total > PIECE else None
+        abi.write_message(self.memory, self.address, first_piece(segments))
+        self.close = reply.close
+        # What the first send returns when nothing more is to be done: then the connection waits for a request.
+        self.done = -1 if self.close or self.total > PIECE else self.total
+
+    def locate(self, sent):
+        """(address, length) of what to send after `sent` bytes, at most PIECE."""
+        for address, length in self.segments or abi.read_message(self.memory):
+            if sent < length:
+                return address + sent, min(length - sent, PIECE)
+            sent -= length
+        raise IndexError(sent)
+
+
+def first_piece(segments):
+    """The segments that lie in the first PIECE bytes."""
+    room, piece = PIECE, []
+    for address, length in segments:
+        if room:
+            piece.append((address, min(length, room)))
+            room -= min(length, room)
+    return piece
+
+
+class Planner:
+    """Makes plans and remembers them: by reply, and by the exact bytes of the request that got it.
+
+    Both memories are bounded. When one is full, each newcomer takes the place of the latest one, so that a flood of
+    requests that come once pushes out nothing that comes again and again; and what was full is emptied now and then,
+    so that what is no longer asked for goes too.
+    """
+
+    def __init__(self, archive_address, spell_out, server, now):
+        self.archive_address = archive_address
+        self.spell_out = spell_out
+        self.status_heads = StatusHeads(server, now)
+        self.by_reply = {}
+        self.by_request = {}
+        self.seen = bytearray(1 << SEEN_BITS)       # for each hash's low bits, some others of the last that came
+        self.plan_room, self.request_room = MEMO_PLANS, MEMO_REQUESTS
+        self.emptied = now
+
+    def plan(self, reply):
+        """The Plan of a Reply or Whole."""
+        return self.by_reply.get(reply) or self.make(reply)
+
+    def make(self, reply):
+        spelled = self.spell_out(reply) if isinstance(reply, Whole) else reply
+        plan = Plan(spelled, self.status_heads.get(spelled.status), self.archive_address)
+        size = PLAN_OVERHEAD + len(plan.memory) * (2 if spelled is reply else 1)
+        if self.plan_room < size:
+            self.by_reply.popitem()
+        else:
+            self.plan_room -= size
+        self.by_reply[reply] = plan
+        return plan
+
+    def remember(self, request, plan):
+        """From its third time on, `request` (the bytes of one whole request without a body) gets `plan` at once."""
+        size = REQUEST_OVERHEAD + len(request)
+        if len(request) > MEMO_REQUEST or not self.came_before(hash(request)):
+            return
+        if self.request_room < size:
+            self.by_request.popitem()
+        else:
+            self.request_room -= size
+        self.by_request[request] = plan
+
+    def came_before(self, code):
+        """Whether a request of this hash came lately. Now and then wrong, which costs or saves one parsing."""
+        place, mark = code & (1 << SEEN_BITS) - 1, code >> SEEN_BITS & 0xFF
+        if self.seen[place] == mark:
+            return True
+        self.seen[place] = mark
+        return False
+
+    def tick(self, now):
+        """Once a second: the Date, and room for what is new."""
+        self.status_heads.tick(now)
+        full = self.plan_room < MEMO_PLANS // 8 or self.request_room < MEMO_REQUESTS // 8
+        if full and now - self.emptied > EMPTY_SECONDS:
+            self.forget()
+            self.emptied = now
+
+    def forget(self):
+        """Drop all plans; those being sent live until they are."""
+        self.by_reply.clear()
+        self.by_request.clear()
+        self.plan_room, self.request_room = MEMO_PLANS, MEMO_REQUESTS

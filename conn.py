@@ -1,0 +1,474 @@
+"""Connections: their states, what each completion does to them, and the loop.
+
+One worker serves all its connections from one ring. `Worker.run` takes completions in batches and hands each
+to an `on_*` method named for the operation that ended; those arm the next operation (`arm_*` of the ring).
+The way of nearly every request, known bytes in and a ready plan out, is written out inside `run`.
+
+Facts about slots
+  * A slot of the ring's file table is a connection here: `connections[slot]`.
+  * The kernel gives a slot away again as soon as it is closed. So a slot is closed only when no operation on it
+    is in flight: the receive has ended, the send (there is at most one) and the shutdown have completed.
+  * Every completion carries the generation of the connection it was armed for. One that is not the slot's
+    present generation would be a bug of ours; it is dropped and counted, never acted on.
+"""
+
+import errno
+import heapq
+import logging
+import struct
+import time
+
+import http1
+from abi import CQE_BUFFER_SHIFT, CQE_MORE, FIXED_FILE, OP_SENDMSG, SEND_FLAGS, SHUT_RD, SHUT_WR, SQE_SEND
+from plan import PIECE
+from reply import Reply
+from state import (
+    ACCEPTED, BODY, BODY_AHEAD, BYTES, CLOSING, CONTINUE, END, ENDED, FREE, HEAD, IDLE, INTERIM, LAST, LINGER,
+    REQUEST, RESPONSE, SENT, Connection,
+)
+
+log = logging.getLogger("tarweb")
+
+MAX_PENDING = 32 * 1024     # bytes received and not yet answered; above that nothing more is read from the connection
+BACKLOG = 511               # connections that wait in the kernel to be accepted: as in nginx
+RESERVE = 2 * BACKLOG       # a multishot accept may take this many connections before a cancel reaches it
+LINGER_SECONDS = 10         # how long a client that is still sending is listened to after its last response
+SEND_GRACE = 10             # seconds that any send may take, whatever the rate floor says
+RECLAIM_BATCH = 64          # idle connections looked for at a time when the table is full
+
+# Tags: the operation in bits 24-31, the slot in bits 0-23. A receive's tag is its slot: the loop looks at those most.
+RECV, SEND, ACCEPT, SHUTDOWN, CANCEL, CLOSE, TICK, SIGNAL = (operation << 24 for operation in range(8))
+SLOT = (1 << 24) - 1
+GENERATIONS = (1 << 31) - 1
+
+
+class Worker:
+    """Serves `responder`'s archive on `listeners` (slots of the ring's file table) until told to stop."""
+
+    def __init__(self, ring, responder, planner, limits, listeners, signals):
+        self.ring = ring
+        self.reply = responder.reply
+        self.error_reply = responder.error
+        self.planner = planner
+        self.limits = limits
+        self.connections = [Connection(slot) for slot in range(limits.slots(len(listeners)))]
+        self.live = 0
+        self.parked = []                            # accepted beyond the limit: not read from until there is room
+        self.listeners = dict.fromkeys(listeners)   # slot -> "multishot", "single" or None, as armed
+        self.signals = signals                      # slot of the pipe that a byte comes through for each signal
+        self.signal_byte = bytearray(1)
+        self.timespec = bytearray(16)
+        self.now = int(time.monotonic())
+        self.idle = []                              # (since, slot, generation) of the longest idle, oldest last
+        self.looked_for_idle = -1                   # tick of the last search that found none
+        self.stop_at = None                         # tick by which to end, once told to
+        self.stale = 0                              # completions of an earlier generation
+        self.faults = 0                             # sends that failed because the archive's pages are gone
+
+    # the loop
+
+    def run(self):
+        """Serve until told to stop and all is sent, or the time for that is over."""
+        ring, connections = self.ring, self.connections
+        known = self.planner.by_request.get
+        pool, buffer_size, buffer_order, buffer_mask = ring.pool, ring.buffer_size, ring.order, ring.buffer_mask
+        sqes, sqe_mask, write_sqe = ring.sqes, ring.mask, SQE_SEND.pack_into
+        responding, idle = IDLE[REQUEST], RESPONSE[SENT]
+        self.begin()
+        while self.stop_at is None or (self.live or self.listeners) and self.now < self.stop_at:
+            now = self.now
+            for tag, generation, result, flags in ring.wait():
+                if tag < SEND:              # RECV
+                    connection = connections[tag]
+                    if generation != connection.generation:
+                        self.stale += 1
+                        continue
+                    if result <= 0:
+                        self.on_receive_end(connection, result, flags)
+                        continue
+                    i = flags >> CQE_BUFFER_SHIFT
+                    data = pool[i * buffer_size:i * buffer_size + result]
+                    if buffer_order[ring.buffer_tail & buffer_mask] == i:
+                        ring.buffer_tail += 1
+                    else:
+                        ring.give_back(i)
+                    if connection.state is IDLE and flags & CQE_MORE:
+                        plan = known(data)
+                        if plan is not None:
+                            connection.state = responding
+                            connection.since = now
+                            connection.plan = plan
+                            if ring.tail == ring.room:
+                                ring.flush()
+                            write_sqe(sqes, (ring.tail & sqe_mask) << 6, OP_SENDMSG, FIXED_FILE, 0, tag, 0,
+                                      plan.address, 1, SEND_FLAGS, SEND + tag, generation)
+                            ring.tail += 1
+                            continue
+                    self.on_data(connection, data, flags)
+                elif tag < ACCEPT:          # SEND
+                    connection = connections[tag - SEND]
+                    if generation != connection.generation:
+                        self.stale += 1
+                    elif result == connection.plan.done and not connection.attention:
+                        connection.state = idle
+                    else:
+                        self.on_sent(connection, result)
+                else:
+                    self.on_other(tag & ~SLOT, tag & SLOT, generation, result, flags)
+
+    def begin(self):
+        self.ring.arm_read(SIGNAL, self.signals, self.signal_byte)
+        self.arm_tick()
+        self.watch_listeners()
+
+    def on_other(self, operation, slot, generation, result, flags):
+        if operation == ACCEPT:
+            self.on_accept(slot, result, flags)
+        elif operation == TICK:
+            self.on_tick()
+        elif operation == SIGNAL:
+            self.on_signal()
+        elif operation == SHUTDOWN:
+            self.on_shutdown(slot)
+        elif operation == CLOSE:
+            log.error("slot %d cannot be closed: %s", slot, errno.errorcode.get(-result, result))
+
+    def move(self, connection, event):
+        """Where a connection changes state: here, and with the same words in `run` and `send`."""
+        connection.state = connection.state[event]
+        connection.since = self.now
+
+    # accepting
+
+    def watch_listeners(self):
+        """Accept as far as there is room: multishot while there is plenty, one by one near the end of it.
+
+        When the table is full, one more is still taken if an idle connection can make room for it.
+        """
+        if self.stop_at is not None:
+            return
+        room = self.limits.max_connections - self.live
+        want = ("multishot" if room > RESERVE else
+                "single" if room > 0 or room == 0 and self.longest_idle() else None)
+        for slot, armed in self.listeners.items():
+            if armed is None and want:
+                self.ring.arm_accept(ACCEPT | slot, slot, want == "multishot")
+                self.listeners[slot] = want
+            elif armed and armed != want:
+                self.ring.arm_cancel(CANCEL, ACCEPT | slot, 0)
+
+    def on_accept(self, listener, result, flags):
+        if not flags & CQE_MORE and listener in self.listeners:
+            self.listeners[listener] = None
+        if result >= 0:
+            self.open(self.connections[result])
+        elif self.stop_at is None and result not in (-errno.ECANCELED, -errno.ECONNABORTED, -errno.EINTR):
+            log.warning("accept: %s", errno.errorcode.get(-result, result))
+            return                          # no memory, or too many files in the system: the next tick tries again
+        if self.listeners.get(listener) is None or self.live > self.limits.max_connections - RESERVE:
+            self.watch_listeners()
+
+    def open(self, connection):
+        """Begin to receive; but what comes when all are busy waits, as it would have in the kernel."""
+        self.live += 1
+        connection.generation = connection.generation + 1 & GENERATIONS
+        self.move(connection, ACCEPTED)
+        if self.live > self.limits.max_connections and not self.reclaim():
+            self.parked.append(connection)
+        else:
+            self.receive(connection)
+
+    def longest_idle(self):
+        """The connection that has waited longest for a request, or None.
+
+        One pass over the table finds many; when it finds none, the next is not before the next tick.
+        """
+        while self.idle:
+            since, slot, generation = self.idle[-1]
+            connection = self.connections[slot]
+            if connection.generation == generation and connection.since == since and is_idle(connection):
+                return connection
+            self.idle.pop()
+        if self.looked_for_idle == self.now:
+            return None
+        self.idle = heapq.nsmallest(RECLAIM_BATCH, (
+            (connection.since, connection.slot, connection.generation)
+            for connection in self.connections if is_idle(connection)))
+        self.idle.reverse()
+        if not self.idle:
+            self.looked_for_idle = self.now
+            return None
+        return self.connections[self.idle[-1][1]]
+
+    def reclaim(self):
+        """End the longest idle connection; tell whether there was one."""
+        connection = self.longest_idle()
+        if connection:
+            self.end(connection)
+        return connection is not None
+
+    # receiving
+
+    def receive(self, connection):
+        connection.receiving = True
+        self.ring.arm_recv(RECV | connection.slot, connection.generation, connection.slot)
+
+    def on_data(self, connection, data, flags):
+        """Bytes that are not, by themselves, a request known from before."""
+        if not flags & CQE_MORE:
+            connection.receiving = False
+        state = connection.state
+        if state is IDLE:
+            self.move(connection, BYTES)
+            connection.pending = data
+            self.advance(connection)
+        elif state is HEAD or state is BODY:
+            connection.pending += data
+            self.advance(connection)
+        elif state is RESPONSE or state is INTERIM:
+            connection.pending += data
+            connection.attention = True
+            if len(connection.pending) > MAX_PENDING and connection.receiving:
+                self.cancel_receive(connection)
+                return
+        self.go_on(connection)
+
+    def on_receive_end(self, connection, result, flags):
+        """End of file, a full stop for want of buffers, our own cancel, or an error of the socket."""
+        if not flags & CQE_MORE:
+            connection.receiving = False
+        if result in (-errno.ENOBUFS, -errno.ECANCELED, -errno.EINTR, -errno.EAGAIN):
+            self.go_on(connection)
+        elif result == 0 and connection.state in (RESPONSE, INTERIM):
+            connection.at_end = connection.attention = True     # what the client asked before is still answered
+        else:
+            self.end(connection)            # nothing left to answer; or ECONNRESET, ETIMEDOUT and their like
+
+    def go_on(self, connection):
+        """Receive again where that has stopped and is wanted, or free the slot where all has ended."""
+        if connection.state is CLOSING:
+            self.free_if_ended(connection)
+        elif not connection.receiving and not connection.at_end and len(connection.pending) <= MAX_PENDING:
+            self.receive(connection)
+
+    def cancel_receive(self, connection):
+        self.ring.arm_cancel(CANCEL, RECV | connection.slot, connection.generation)
+
+    # from bytes to a response
+
+    def advance(self, connection):
+        """Take from `pending` what the connection's state waits for. An error in it is answered, and the last."""
+        try:
+            if connection.state is HEAD:
+                self.take_head(connection)
+            if connection.state is BODY:
+                self.take_body(connection)
+        except http1.HttpError as error:
+            self.refuse(connection, error)
+
+    def refuse(self, connection, error):
+        connection.pending = b""
+        connection.unread = True
+        log.debug("%d: %s", error.status, error.reason)
+        self.respond(connection, self.error_reply(error.status, error.reason))
+
+    def take_head(self, connection):
+        pending = connection.pending
+        if pending.startswith(b"\r\n"):    # RFC 9112 section 2.2: empty lines before a request are passed over
+            pending = http1.skip_empty_lines(pending)
+        end = http1.find_head(pending, connection.scanned)
+        if end < 0:
+            connection.pending, connection.scanned = pending, len(pending)
+            return
+        head, connection.pending, connection.scanned = pending[:end], pending[end:], 0
+        plan = self.planner.by_request.get(head)
+        if plan is None:
+            request = http1.parse_head(head)
+            if request.has_body:
+                self.begin_body(connection, request)
+                return
+            plan = self.planner.plan(self.reply(request))
+            self.planner.remember(head, plan)
+        self.send(connection, plan)
+
+    def begin_body(self, connection, request):
+        """Read past a body before its request is answered. One too long is not read, and ends the connection."""
+        connection.request, connection.body = request, http1.Body(request.fields)
+        expects = request.fields.expect is not None
+        if request.fields.content_length > http1.MAX_BODY or expects and self.reply(request).status >= 400:
+            self.leave_body(connection)
+        elif expects and not connection.pending:
+            self.send(connection, self.planner.plan(Reply(100, b"\r\n", (), False)), CONTINUE)
+        else:
+            self.move(connection, BODY_AHEAD)
+
+    def take_body(self, connection):
+        connection.pending = connection.body.feed(connection.pending)
+        if connection.body.done:
+            self.respond(connection, self.reply(connection.request))
+        elif connection.body.seen > http1.MAX_BODY:
+            self.leave_body(connection)
+
+    def leave_body(self, connection):
+        """Answer without having read the body, and close."""
+        connection.pending = b""
+        connection.unread = True
+        self.respond(connection, self.reply(connection.request._replace(connection=b"close")))
+
+    # sending
+
+    def respond(self, connection, reply):
+        self.send(connection, self.planner.plan(reply))
+
+    def send(self, connection, plan, event=REQUEST):
+        connection.state = connection.state[event]
+        connection.since = self.now
+        connection.plan = plan
+        connection.attention = bool(connection.pending) or connection.at_end or connection.state is INTERIM
+        self.ring.arm_sendmsg(SEND | connection.slot, connection.generation, connection.slot, plan.address)
+
+    def on_sent(self, connection, result):
+        """A send has completed, and it was not simply the whole of a response with nothing behind it."""
+        plan = connection.plan
+        connection.sent += max(result, 0)
+        if result > 0 and connection.sent < plan.total and connection.state is not CLOSING:
+            address, length = plan.locate(connection.sent)
+            connection.since = self.now
+            self.ring.arm_send(SEND | connection.slot, connection.generation, connection.slot, address, length)
+            return
+        connection.sent = 0
+        if connection.state is CLOSING:
+            connection.sending = False
+            self.free_if_ended(connection)
+        elif result <= 0:
+            self.on_send_failure(connection, result)
+        else:
+            self.on_response_end(connection, plan)
+
+    def on_send_failure(self, connection, result):
+        if result == -errno.EFAULT:
+            self.faults += 1
+            if self.faults == 1:
+                log.error("the archive has been truncated or cannot be read: responses from the lost part are cut off")
+        self.end(connection, sending=False)
+
+    def on_response_end(self, connection, plan):
+        """The whole of a response is sent: on to the next request, or to the end."""
+        if connection.state is RESPONSE and (plan.close or self.stop_at is not None):
+            self.finish(connection)
+            return
+        self.move(connection, SENT)
+        if connection.state is IDLE and connection.pending:
+            self.move(connection, BYTES)
+        if connection.state is not IDLE:
+            self.advance(connection)
+        if connection.at_end and connection.state in (IDLE, HEAD, BODY):
+            self.end(connection)
+        else:
+            self.go_on(connection)
+
+    def finish(self, connection):
+        """After the last response. Closing at once would reset the connection if the client were still sending,
+        and the reset could overtake the response (RFC 9112 section 9.6): then close our side and listen on."""
+        if connection.at_end or not (connection.unread or connection.pending):
+            self.end(connection, sending=False)
+            return
+        self.move(connection, LAST)
+        connection.pending = b""
+        connection.shutting = True
+        self.ring.arm_shutdown(SHUTDOWN | connection.slot, connection.generation, connection.slot, SHUT_WR)
+        self.go_on(connection)
+
+    def on_shutdown(self, slot):
+        if slot in self.listeners:
+            del self.listeners[slot]
+        else:
+            connection = self.connections[slot]
+            connection.shutting = False
+            self.go_on(connection)
+
+    # ending
+
+    def end(self, connection, sending=True):
+        """Be done with a connection: end the operations in flight, then close it.
+
+        `sending` False: its send has just completed, so there is none in flight whatever the state says.
+        """
+        if connection.state is not CLOSING:
+            connection.sending = sending and connection.state in (RESPONSE, INTERIM)
+            self.move(connection, END)
+            connection.attention = True
+            if connection.receiving:
+                self.cancel_receive(connection)
+            if connection.sending:
+                self.ring.arm_cancel(CANCEL, SEND | connection.slot, connection.generation)
+        self.free_if_ended(connection)
+
+    def free_if_ended(self, connection):
+        if connection.receiving or connection.sending or connection.shutting:
+            return
+        self.move(connection, ENDED)
+        self.ring.arm_close(CLOSE | connection.slot, connection.generation, connection.slot)
+        connection.forget()
+        self.live -= 1
+        if self.parked and self.live <= self.limits.max_connections:
+            waiting = self.parked.pop(0)
+            waiting.since = self.now
+            self.receive(waiting)
+        elif None in self.listeners.values():
+            self.watch_listeners()
+
+    # time and signals
+
+    def arm_tick(self):
+        """One completion at the next full second, when Date changes."""
+        rest = 1_000_000_000 - time.time_ns() % 1_000_000_000
+        struct.pack_into("=qq", self.timespec, 0, rest // 1_000_000_000, rest % 1_000_000_000)
+        self.ring.arm_timeout(TICK, self.timespec)
+
+    def on_tick(self):
+        self.arm_tick()
+        self.now = int(time.monotonic())
+        self.planner.tick(time.time())
+        for connection in self.parked:
+            connection.since = self.now
+            self.reclaim()
+        for connection in self.connections:
+            if connection.state is not FREE and self.now - connection.since > self.patience(connection):
+                self.on_timeout(connection)
+        self.watch_listeners()
+
+    def patience(self, connection):
+        """How many seconds the present wait of a connection may take."""
+        state = connection.state
+        if state is IDLE and connection.plan is not None:
+            return self.limits.keepalive_timeout
+        if state is RESPONSE or state is INTERIM:
+            size = min(PIECE, connection.plan.total - connection.sent)
+            return SEND_GRACE + size // self.limits.min_rate
+        return LINGER_SECONDS if state is LINGER else self.limits.header_timeout
+
+    def on_timeout(self, connection):
+        if connection.state is BODY or connection.state is HEAD:
+            self.refuse(connection, http1.HttpError(408, "the request took too long"))
+        elif connection.state is not CLOSING:
+            self.end(connection)
+
+    def on_signal(self):
+        """Stop accepting, close what is idle, and let what is in flight end."""
+        self.ring.arm_read(SIGNAL, self.signals, self.signal_byte)
+        self.stop_at = self.now if self.stop_at is not None else self.now + self.limits.drain + 1
+        reply = self.reply
+        self.planner.forget()
+        self.reply = lambda request: reply(request._replace(connection=b"close"))
+        for slot in self.listeners:
+            self.ring.arm_shutdown(SHUTDOWN | slot, 0, slot, SHUT_RD)
+        self.parked.clear()
+        for connection in self.connections:
+            if connection.state is IDLE:
+                self.end(connection)
+
+
+def is_idle(connection):
+    """Whether a connection that has had a response waits for its next request, of which nothing has come."""
+    return connection.state is IDLE and connection.plan is not None

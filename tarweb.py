@@ -1,0 +1,331 @@
+#!/usr/bin/env python3
+"""tarweb: serves a whole web site straight out of one tar file.
+
+Reads like a sequence: take the flags, open the archive, bind, fork, serve.
+"""
+
+import argparse
+import contextlib
+import errno
+import gc
+import logging
+import os
+import re
+import resource
+import signal
+import socket
+import sys
+import time
+
+from abi import map_file, populate
+from archive import ArchiveError, open_archive
+from conn import BACKLOG, Worker
+from plan import Planner
+from reply import Responder
+from state import Limits
+from uring import PolledRing, Ring, RingError
+
+__version__ = "0.1.0"
+
+LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG, "trace": 5}
+EXIT_FAILURE, EXIT_USAGE = 1, 2
+
+log = logging.getLogger("tarweb")
+
+
+class UsageError(Exception):
+    """What was given on the command line cannot be used; the text names it and says what to do."""
+
+
+# --- the command line
+
+DESCRIPTION = """\
+Serves every file in a tar over HTTP/1.1, through io_uring. Without flags it listens on port 8080 of all
+addresses and prints the URL. NAME.br, NAME.zst and NAME.gz in the tar are sent instead of NAME to clients that
+accept them; /dir/ is /dir/index.html; /404.html, if there, is what a missing page looks like."""
+
+EPILOG = """\
+examples:
+  python3 tarweb.py site.tar                          http://localhost:8080/
+  python3 tarweb.py -l 127.0.0.1:8000 site.tar        this machine only
+  python3 tarweb.py --threads 4 --prefix www/ site.tar
+SIGTERM and SIGINT end it once what is being sent is sent. Exit status: 0 ended so, 1 failed, 2 wrong usage."""
+
+
+def duration(text):
+    """Seconds in "1.5s" or "500ms"."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 1.5s or 500ms")
+    return float(match[1]) / (1000 if match[2] == "ms" else 1)
+
+
+def number(low, high):
+    """An argparse type: a whole number in [low, high]."""
+    def whole(text):
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+    return whole
+
+
+def listen_address(text):
+    """(host, port) of ADDR:PORT, [ADDR]:PORT or :PORT."""
+    match = re.fullmatch(r"(?:\[([^\]]*)\]|([^:\[\]]*)):([0-9]{1,5})", text)
+    if not match or int(match[3]) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ADDR:PORT: write 127.0.0.1:8080 or [::]:8080")
+    return match[1] or match[2] or "", int(match[3])
+
+
+def field_value(text):
+    if not re.fullmatch(r"[!-~](?:[\t -~]*[!-~])?|", text):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot stand in a header field")
+    return text.encode()
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser("tarweb", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("tarfile", metavar="SITE.tar", help="an uncompressed tar")
+    add("-l", "--listen", metavar="ADDR:PORT", type=listen_address,
+        help="where to listen; port 0 takes a free one (default: [::]:8080, IPv4 too)")
+    add("--prefix", metavar="PATH", default="", help="strip this from the front of names in the tar")
+    add("--etags", choices=("on", "off"), default="on",
+        help="entity tags from file contents; off starts faster (default: on)")
+    add("--cache-control", metavar="VALUE", type=field_value, default="no-cache",
+        help='Cache-Control of every file; "" for none (default: no-cache, which is: keep, but ask if it has changed)')
+    add("--threads", metavar="N", type=number(1, 1024), default=1,
+        help="worker processes, each with a ring (default: 1)")
+    add("--max-connections", metavar="N", type=number(1, 1 << 20), default=4096,
+        help="connections at a time, for each worker; beyond it idle ones are closed, or new ones wait (default: 4096)")
+    limits = parser.add_argument_group("patience")
+    add = limits.add_argument
+    add("--header-timeout", metavar="SECONDS", type=number(1, 86400), default=10,
+        help="for a request to arrive (default: 10)")
+    add("--keepalive-timeout", metavar="SECONDS", type=number(1, 86400), default=60,
+        help="between requests (default: 60)")
+    add("--min-rate", metavar="BYTES", type=number(1, 1 << 30), default=1024,
+        help="cut off who reads fewer bytes than this each second (default: 1024)")
+    add("--drain", metavar="SECONDS", type=number(0, 86400), default=10,
+        help="for sending to end after SIGTERM (default: 10)")
+    tuning = parser.add_argument_group("tuning")
+    add = tuning.add_argument
+    add("--ring-size", metavar="N", type=number(8, 32768), default=1024,
+        help="submission queue entries (default: 1024)")
+    add("--sqpoll-ms", metavar="N", type=number(0, 60000), default=0,
+        help="let a kernel thread take submissions, and sleep after N idle ms: under load no system calls, "
+             "at the price of a busy second core (default: 0, off)")
+    add("--busyloop", metavar="TIME", type=duration,
+        help="look for completions this long before sleeping: 1.5s, 500ms (default: 0s; with --sqpoll-ms as long)")
+    add("--no-liburing", action="store_true", help="use syscall(2) even where liburing is installed")
+    add = parser.add_argument
+    add("-v", dest="verbose", metavar="LEVEL", choices=LEVELS, default="info",
+        help="error, warn, info, debug or trace (default: info)")
+    add("--version", action="version", version=f"tarweb {__version__}")
+    arguments = parser.parse_args(argv)
+    if arguments.busyloop is None:
+        arguments.busyloop = arguments.sqpoll_ms / 1000
+    return arguments
+
+
+# --- sockets
+
+def open_listeners(address, count):
+    """`count` listening TCP sockets on (host, port), over which the kernel spreads connections.
+
+    Raises UsageError, OSError.
+    """
+    host, port = address or ("::", 8080)
+    try:
+        found = socket.getaddrinfo(host or "::", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise UsageError(f"--listen: {host!r} is no address of this machine: {error.strerror}") from None
+    family, _, _, _, where = found[0]
+    sockets = []
+    for _ in range(count):
+        sockets.append(listen(family, where, share=count > 1))
+        where = (where[0], sockets[0].getsockname()[1], *where[2:])
+    return sockets
+
+
+def listen(family, where, share):
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if share:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    # Accepted sockets inherit it: a response is one send, and the next must not wait for its acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        listener.bind(where)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {where[0]} port {where[1]}: {error.strerror}") from None
+    listener.listen(BACKLOG)
+    return listener
+
+
+def bind(address, count):
+    """As `open_listeners`, with the default of [::] falling back to 0.0.0.0 where there is no IPv6."""
+    if address is None:
+        try:
+            return open_listeners(None, count)
+        except OSError as error:
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+        address = "0.0.0.0", 8080
+    return open_listeners(address, count)
+
+
+def url(listener):
+    """What to type into a browser on this machine."""
+    host, port = listener.getsockname()[:2]
+    if host in ("::", "0.0.0.0"):
+        host = "localhost"
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+# --- serving
+
+def raise_file_limit():
+    """Slots of a ring's file table count against the limit of open files."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def signal_pipe():
+    """The end of a pipe at which a byte comes out for each SIGTERM or SIGINT: a read of it is one more operation."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return read_end
+
+
+def serve(archive, address, listener, arguments, ready):
+    """One worker: its ring, then requests until a signal ends it. `ready` is called when it can take them."""
+    limits = Limits(arguments.max_connections, arguments.header_timeout, arguments.keepalive_timeout,
+                    arguments.min_rate, arguments.drain)
+    slots = limits.slots(1)
+    kind = PolledRing if arguments.sqpoll_ms else Ring
+    ring = kind(slots, [listener.fileno(), signal_pipe()], entries=arguments.ring_size, sqpoll_ms=arguments.sqpoll_ms,
+                busyloop=arguments.busyloop, use_liburing=not arguments.no_liburing)
+    responder = Responder(archive, arguments.cache_control)
+    planner = Planner(address, responder.spell_out, b"tarweb", time.time())
+    worker = Worker(ring, responder, planner, limits, [slots], slots + 1)
+    # Nothing in the loop makes reference cycles, so the collector stays off. Frozen pages stay shared between workers.
+    gc.collect()
+    gc.freeze()
+    ready()
+    worker.run()
+
+
+def serve_in_processes(archive, address, listeners, arguments, ready):
+    """A worker process for each listener. When one ends, so do the others; give the exit status for all."""
+    workers = {}
+    pipes = []
+    for listener in listeners:
+        read_end, write_end = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(run_worker(archive, address, listener, arguments, write_end))
+        os.close(write_end)
+        workers[pid] = read_end
+        pipes.append(read_end)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: stop(workers))
+    if sum(len(os.read(pipe, 1)) for pipe in pipes) == len(pipes):
+        ready()
+    status = 0
+    while workers:
+        pid, ended = os.wait()
+        if workers.pop(pid, None) is not None and ended:
+            log.error("worker %d ended: %s; stopping the others", pid, describe(ended))
+            status = EXIT_FAILURE
+            stop(workers)
+    return status
+
+
+def run_worker(archive, address, listener, arguments, write_end):
+    """The whole life of a worker process; its exit status."""
+    try:
+        serve(archive, address, listener, arguments, lambda: os.write(write_end, b"1"))
+        return 0
+    except RingError as error:
+        log.error("%s", error)
+    except BaseException:
+        log.exception("worker")
+    return EXIT_FAILURE
+
+
+def stop(workers):
+    for pid in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
+def describe(ended):
+    """What os.wait says of a process's end, in words."""
+    code = os.waitstatus_to_exitcode(ended)
+    return f"exit status {code}" if code >= 0 else signal.Signals(-code).name
+
+
+def size(count):
+    """`count` bytes for people: 45.6 MB."""
+    if count < 1000:
+        return f"{count} bytes"
+    power = min((len(str(count)) - 1) // 3, 3)
+    return f"{count / 1000 ** power:.1f} {' kMG'[power]}B"
+
+
+def run(arguments):
+    """Limit, open, bind, fork, serve. The exit status; raises what main explains."""
+    started = time.monotonic()
+    gc.disable()        # indexing makes no cycles, but so many objects that the collector would cost a fifth of the time
+    raise_file_limit()
+    archive = open_archive(arguments.tarfile, arguments.prefix, arguments.etags == "on")
+    for note in archive.notes:
+        log.warning("%s: %s", arguments.tarfile, note)
+    address = map_file(archive.fd, archive.size)
+    if archive.size < available_memory() // 2:
+        populate(address, archive.size)
+    listeners = bind(arguments.listen, arguments.threads)
+
+    def ready():
+        print(f"tarweb {__version__}: {url(listeners[0])} serves {archive.files} files, {size(archive.bytes)}, "
+              f"from {arguments.tarfile} (ready in {time.monotonic() - started:.2f} s)", flush=True)
+
+    if arguments.threads == 1:
+        serve(archive, address, listeners[0], arguments, ready)
+        return 0
+    return serve_in_processes(archive, address, listeners, arguments, ready)
+
+
+def available_memory():
+    """Bytes that can be used without swapping, as the kernel reckons; 0 where it does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            return int(re.search(r"MemAvailable: *([0-9]+) kB", file.read())[1]) * 1024
+    except (OSError, TypeError):
+        return 0
+
+
+def main(argv=None):
+    arguments = parse_arguments(argv)
+    logging.basicConfig(format="tarweb: %(message)s", level=LEVELS[arguments.verbose])
+    try:
+        return run(arguments)
+    except (ArchiveError, UsageError) as error:
+        log.error("%s", error)
+        return EXIT_USAGE
+    except RingError as error:
+        log.error("%s", error)
+    except OSError as error:
+        log.error("%s", error.strerror or error)
+    return EXIT_FAILURE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

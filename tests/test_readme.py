@@ -1,0 +1,32 @@
+"""README.md keeps in step with the program."""
+
+import re
+import sys
+
+from support import ROOT
+
+sys.path.insert(0, str(ROOT / "bench"))
+
+import readme  # noqa: E402
+
+TEXT = (ROOT / "README.md").read_text()
+
+
+def said(text):
+    """The flags and defaults in a help text, however it is laid out (that differs between versions of Python)."""
+    return re.findall(r"--[a-z-]+|\(default: [^)]*\)", " ".join(text.split()))
+
+
+def test_flags_are_those_of_help():
+    shown = TEXT.partition("<!-- help")[2].partition("<!-- /help")[0].partition("\n")[2]
+    assert said(shown) == said(readme.help_block()), "run bench/readme.py"
+
+
+def test_every_module_has_its_place_in_the_reading_order():
+    order = TEXT.partition("### Reading order")[2].partition("Arrows")[0]
+    assert set(re.findall(r"`(\w+\.py)`", order)) == {path.name for path in ROOT.glob("*.py")}
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)]*)\)", TEXT):
+        assert (ROOT / target).exists(), target

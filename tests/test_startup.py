@@ -1,0 +1,140 @@
+"""The command line, and every way of not starting: one clear message, the right exit status, never a traceback."""
+
+import ctypes
+import gzip
+import os
+import re
+import socket
+import struct
+
+import pytest
+from support import FILES, ROOT, build_tar, noise, run_tarweb
+
+FLAGS = ["--listen", "--prefix", "--threads", "--max-connections", "--ring-size", "--sqpoll-ms", "--busyloop",
+         "--etags", "--header-timeout", "--keepalive-timeout", "--min-rate", "--drain", "--cache-control",
+         "--no-liburing", "--version", "--help", "-l", "-v"]
+
+
+def refusal(status, *arguments, **options):
+    """Run, expect that exit status and nothing on stdout; return the message."""
+    ended = run_tarweb(*arguments, **options)
+    assert ended.returncode == status, ended.stderr
+    assert ended.stdout == ""
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.strip()
+    return ended.stderr
+
+
+def test_help_tells_every_flag():
+    ended = run_tarweb("--help")
+    assert ended.returncode == 0
+    missing = [flag for flag in FLAGS if not re.search(rf"(?<![\w-]){flag}\b", ended.stdout)]
+    assert not missing
+    assert ended.stderr == ""
+
+
+def test_version_is_that_of_the_package():
+    ended = run_tarweb("--version")
+    stated = re.search(r'^__version__ = "([^"]+)"', (ROOT / "tarweb.py").read_text(), re.M)[1]
+    assert (ended.returncode, ended.stdout.split()[-1]) == (0, stated)
+
+
+@pytest.mark.parametrize("wrong", [
+    ["--nonesuch"], ["--listen", "nonsense"], ["--listen", "127.0.0.1"], ["--listen", "127.0.0.1:99999"],
+    ["--listen", "127.0.0.1:-1"], ["--listen", "::1:8080"], ["--listen", "not.a.host.invalid:80"],
+    ["--threads", "0"], ["--threads", "many"], ["--threads", "-1"],
+    ["--max-connections", "0"], ["--max-connections", "-5"], ["--ring-size", "0"], ["--ring-size", "x"],
+    ["--sqpoll-ms", "-1"], ["--sqpoll-ms", "1s"], ["--busyloop", "5"], ["--busyloop", "soon"], ["--busyloop", "-1s"],
+    ["--etags=maybe"], ["--header-timeout", "-1"], ["--header-timeout", "x"], ["--keepalive-timeout", "nan"],
+    ["--min-rate", "-1"], ["--min-rate", "fast"], ["--drain", "-1"], ["-v", "loud"],
+    ["--cache-control", "a\r\nX-Evil: 1"], ["--listen"],
+], ids=" ".join)
+def test_wrong_flags_are_named(site, wrong):
+    message = refusal(2, str(site), *wrong) if wrong == ["--listen"] else refusal(2, *wrong, str(site))
+    assert wrong[0].split("=")[0] in message
+
+
+def test_an_archive_has_to_be_named(site):
+    refusal(2)
+    refusal(2, site, site)
+
+
+def bad_archives(tmp_path):
+    """name -> a path that is no usable tar."""
+    good = build_tar(tmp_path / "good.tar", {"a.txt": b"a", "b.bin": noise(100_000)}).read_bytes()
+    contents = {
+        "empty": b"",
+        "text": b"This is not an archive.\n" * 100,
+        "noise": noise(20_480),
+        "gzipped": gzip.compress(good),
+        "cut-in-a-file": good[:50_000],
+        "cut-in-a-header": good[:1024 + 100],
+        "damaged-header": good[:1024] + b"\xff" * 512 + good[1536:],
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.tar").write_bytes(content)
+    (tmp_path / "directory.tar").mkdir()
+    return {name: tmp_path / f"{name}.tar" for name in [*contents, "directory", "missing"]}
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "noise", "gzipped", "cut-in-a-file", "cut-in-a-header",
+                                  "damaged-header", "directory", "missing"])
+def test_unusable_archives_are_named(tmp_path, kind):
+    path = bad_archives(tmp_path)[kind]
+    message = refusal(2, "--listen", "127.0.0.1:0", path)
+    assert f"{kind}.tar" in message
+    assert len(message.strip().splitlines()) == 1
+    if kind == "gzipped":
+        assert re.search("compressed|gzip", message)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_an_archive_that_may_not_be_read(site, tmp_path):
+    path = tmp_path / "secret.tar"
+    path.write_bytes(site.read_bytes())
+    path.chmod(0)
+    assert "secret.tar" in refusal(2, path)
+
+
+@pytest.mark.parametrize("flags", [(), ("--threads", "2")])
+def test_a_port_in_use(site, flags):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert str(port) in refusal(1, "--listen", f"127.0.0.1:{port}", *flags, site)
+
+
+def test_a_second_server_does_not_share_the_port_of_the_first(start, site):
+    server = start(site)
+    assert str(server.port) in refusal(1, "--listen", f"127.0.0.1:{server.port}", site)
+    assert server.fetch("/next").body == FILES["next"]
+
+
+def forbid_io_uring(errno):
+    """In the child: answer io_uring_setup with an error, as a container's seccomp profile does."""
+    # <linux/filter.h> struct sock_filter {u16 code; u8 jt, jf; u32 k}; <linux/seccomp.h> struct seccomp_data: nr at 0
+    load, equal, give = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
+    io_uring_setup, allow, fail = 425, 0x7FFF0000, 0x00050000 | errno  # the same number on every architecture
+    code = b"".join(struct.pack("HBBI", *line) for line in [
+        (load, 0, 0, 0), (equal, 0, 1, io_uring_setup), (give, 0, 0, fail), (give, 0, 0, allow)])
+    program = ctypes.create_string_buffer(code, len(code))
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    class Fprog(ctypes.Structure):
+        """<linux/filter.h> struct sock_fprog"""
+        _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+    def apply():
+        no_new_privs, set_seccomp, filter_mode = 38, 22, 2
+        argument = Fprog(len(code) // 8, ctypes.addressof(program))
+        if libc.prctl(no_new_privs, 1, 0, 0, 0) or libc.prctl(set_seccomp, filter_mode, ctypes.byref(argument)):
+            raise OSError(ctypes.get_errno(), "prctl")
+
+    return apply
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-liburing",)])
+@pytest.mark.parametrize(("errno", "hint"), [(1, "seccomp|container|io_uring_disabled"), (38, "6.1|kernel")])
+def test_a_kernel_without_io_uring_is_explained(site, errno, hint, flags):
+    message = refusal(1, "--listen", "127.0.0.1:0", *flags, site, preexec_fn=forbid_io_uring(errno))
+    assert "io_uring" in message
+    assert re.search(hint, message)

@@ -1,0 +1,122 @@
+"""The cases that compare CPU for each request: what is asked, how a round is measured, and how rounds alternate."""
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+
+import load
+import procfs
+from content import MANY, SEED, SIZES
+from servers import HOST, Failed, available, serving
+
+WARM_UP = 1                    # seconds, once for each server and case
+SETTLE = 0.1                   # seconds after a round, for the work of connections that wrk has left
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of traffic. `per` is what CPU is divided by: "request" or "MiB"."""
+
+    title: str
+    path: str
+    connections: int = 64
+    headers: dict = field(default_factory=dict)
+    asks: tuple = ()               # wrk.lua's arguments; "TAG" becomes a word never used before
+    per: str = "request"
+    longest: int = 3               # seconds a round may take
+
+
+CASES = {
+    "small": Case("1 KiB, keep-alive", "/small/1k.bin"),
+    "browser": Case("1 KiB, a browser's header block", "/small/1k.bin", headers=load.BROWSER),
+    "miss": Case("1 KiB, no two URLs alike", "/small/1k.bin", headers=load.BROWSER, asks=("unique", "TAG")),
+    "files": Case(f"{MANY:,} files of 1 KiB, shuffled", "/many/", headers=load.BROWSER, asks=("files", MANY, SEED)),
+    "24k": Case("24 KiB", "/medium/24k.bin"),
+    "1m": Case("1 MiB", "/large/1m.bin", connections=16, per="MiB"),
+    "100m": Case("100 MiB", "/large/100m.bin", connections=4, per="MiB"),
+    # Short, so that a round's connections stay about as many as the client's ports.
+    "newconn": Case("1 KiB, a connection for each request", "/small/1k.bin",
+                    headers={"Connection": "close"}, longest=1),
+}
+
+
+def measure(name, site, rounds, seconds):
+    """Run case `name`, the servers taking turns; gives {"title", "per", "servers": {name: [round, ...]}}."""
+    case = CASES[name]
+    with contextlib.ExitStack() as stack:
+        results: dict[str, list] = {each: [] for each in available()}
+        servers = []
+        for each, its_rounds in results.items():
+            try:
+                servers.append(warm_server(each, case, site, stack))
+            except (Failed, OSError) as failure:
+                its_rounds.append({"errors": [str(failure)]})
+                tell(name, 0, each, its_rounds[0])
+        for number in range(rounds):
+            for server in servers:
+                result = one_round(server, case, min(seconds, case.longest))
+                results[server.name].append(result)
+                tell(name, number, server.name, result)
+    return {"title": case.title, "per": case.per, "connections": case.connections, "servers": results}
+
+
+def warm_server(name, case, site, stack):
+    """Start a server, end it with `stack`, and see that it serves the right file; gives the Server, warmed up."""
+    server = stack.enter_context(serving(name, site))
+    check_content(server, case, site)
+    one_round(server, case, WARM_UP)
+    return server
+
+
+def check_content(server, case, site):
+    """Raise Failed unless `server` serves the very bytes that are in the site's directory."""
+    path = case.path + "00000.bin" if case.path.endswith("/") else case.path
+    with socket.create_connection((HOST, server.port), load.TIMEOUT) as connection:
+        _, body = load.ask(connection, load.get(path, server.port))
+    if body != (site.directory / path[1:]).read_bytes():
+        raise Failed(f"{server.name}: {path} is not what it should be")
+
+
+def one_round(server, case, seconds):
+    """Load `server` for `seconds`.
+
+    Gives CPU microseconds of the server for each unit ("cpu", split into "user" and "system") and of the client
+    ("client"), "requests" served, requests/s ("rate"), and "errors": words for whatever makes the round worthless.
+    """
+    pids = server.pids
+    asks = [os.urandom(8).hex() if word == "TAG" else word for word in case.asks]
+    cpu, ticks = procfs.cpu_seconds(pids), procfs.stat(pids, "utime", "stime")
+    result = load.wrk(server.url(case.path), case.connections, seconds, case.headers, asks)
+    time.sleep(SETTLE)
+    cpu = procfs.cpu_seconds(pids) - cpu
+    user, system = (now - then for now, then in zip(procfs.stat(pids, "utime", "stime"), ticks, strict=True))
+    units = result["bytes"] / (1 << 20) if case.per == "MiB" else result["requests"]
+    if not result["requests"]:
+        return {"errors": ["nothing served"]}
+    each = cpu / units * 1e6
+    return {
+        "cpu": each,
+        "user": each * user / max(1, user + system),      # the clock does not tell them apart, the ticks do
+        "system": each * system / max(1, user + system),
+        "client": result["client"] / units * 1e6,
+        "requests": result["requests"],
+        "rate": result["requests"] / result["seconds"],
+        "errors": problems(result, case),
+    }
+
+
+def problems(result, case):
+    """What is wrong with a round: wrk's errors, or answers too short to hold the file."""
+    said = [f"{count} {kind} errors" for kind, count in result["errors"].items()]
+    if result["bytes"] < result["requests"] * SIZES.get(case.path[1:], 1 << 10):
+        said.append("short answers")
+    return said
+
+
+def tell(case, number, server, result):
+    """One line of progress on stderr."""
+    figures = f"{result['cpu']:9.2f} us CPU {result['rate']:9.0f} requests/s" if "cpu" in result else ""
+    print(f"{case} {number + 1} {server:12} {figures} {', '.join(result['errors'])}", file=sys.stderr)

@@ -1,0 +1,158 @@
+"""The clients: wrk for rates, plain sockets for connections that must be many, or watched."""
+
+import contextlib
+import json
+import re
+import resource
+import selectors
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+from servers import HOST, Failed, find
+
+HERE = Path(__file__).resolve().parent
+TIMEOUT = 10                   # seconds a client waits for an answer
+NO_MORE = 30                   # seconds after its time when a client is given up
+
+# What Chrome 131 sends for a page it opens, after wrk's own Host.
+BROWSER = {
+    "Connection": "keep-alive",
+    "Upgrade-Insecure-Requests": "1",
+    "User-Agent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) "
+                  "Chrome/131.0.0.0 Safari/537.36",
+    "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
+    "Sec-Fetch-Site": "none",
+    "Sec-Fetch-Mode": "navigate",
+    "Sec-Fetch-Dest": "document",
+    "Accept-Encoding": "gzip, deflate, br, zstd",
+    "Accept-Language": "en-US,en;q=0.9",
+}
+
+
+def wrk(url, connections, seconds, headers=None, asks=()):
+    """Ask for `url` as wrk.lua's arguments `asks` say, on one thread.
+
+    Gives {"requests", "bytes", "seconds", "errors": {kind: count, without zeros}, "client": CPU seconds of wrk}.
+    """
+    fields = [part for name, value in (headers or {}).items() for part in ("-H", f"{name}: {value}")]
+    command = [find("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", f"{TIMEOUT}s",
+               "-s", HERE / "wrk.lua", *fields, url, "--", *map(str, asks)]
+    before = client_seconds()
+    said = subprocess.run(command, capture_output=True, text=True, timeout=seconds + NO_MORE)
+    summary = re.search(r"^summary (.*)$", said.stdout, re.M)
+    if said.returncode or not summary:
+        raise Failed(f"wrk: {said.stdout[-500:]}{said.stderr[-500:]}")
+    result = json.loads(summary[1])
+    result["errors"] = {kind: count for kind, count in result["errors"].items() if count}
+    result["client"] = client_seconds() - before
+    return result
+
+
+def client_seconds():
+    """CPU seconds of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def get(path, port):
+    """The bytes of a GET request for `path`."""
+    return f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\n\r\n".encode()
+
+
+def ask(connection, request):
+    """Send `request` on a socket and read the whole answer; gives its length in bytes and its body."""
+    connection.sendall(request)
+    answer = b""
+    while (head := re.match(rb"HTTP/1\.1 200 (?s:.*?)\r\n\r\n", answer)) is None:
+        answer += received(connection, answer)
+    length = int(re.findall(rb"\r\ncontent-length: *(\d+)\r\n", head[0], re.I)[0])
+    body = [answer[head.end():]]
+    missing = length - len(body[0])
+    while missing > 0:
+        body.append(received(connection, answer))
+        missing -= len(body[-1])
+    return head.end() + length, b"".join(body)
+
+
+def received(connection, answer):
+    """More bytes of a socket's `answer`; raises Failed when that is not a 200, or ended early."""
+    good = b"HTTP/1.1 200 ".startswith(answer[:13])
+    if not good or not (piece := connection.recv(1 << 20)):
+        raise Failed(f"instead of an answer came {answer[:200]!r}")
+    return piece
+
+
+@contextlib.contextmanager
+def connected(port, count):
+    """Open `count` connections to `port` of HOST; gives the sockets and closes them in the end."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(socket.create_connection((HOST, port), TIMEOUT)) for _ in range(count)]
+
+
+def still_open(connections):
+    """How many of these quiet connections the server has not closed; leaves the sockets non-blocking."""
+    count = 0
+    for connection in connections:
+        connection.setblocking(False)
+        try:
+            count += connection.recv(1, socket.MSG_PEEK) != b""
+        except BlockingIOError:
+            count += 1
+        except OSError:
+            pass
+    return count
+
+
+class Steady(threading.Thread):
+    """Keep-alive clients that ask again as soon as they have their answer, until stopped (a context manager).
+
+    `answers` counts whole answers, so that the requests of any window can be told exactly.
+    """
+
+    def __init__(self, server, path, connections):
+        super().__init__(daemon=True)
+        self.server = server
+        self.request = get(path, server.port)
+        self.connections = connections
+        self.answers = 0
+        self.failure = None
+        self.stopped = threading.Event()
+
+    def run(self):
+        try:
+            with connected(self.server.port, self.connections) as clients:
+                self.serve(clients)
+        except (OSError, Failed) as failure:
+            self.failure = failure
+
+    def serve(self, clients):
+        """Go round the clients until stopped."""
+        length, _ = ask(clients[0], self.request)        # all answers are alike
+        missing = dict.fromkeys(clients, length)
+        with selectors.DefaultSelector() as ready:
+            for client in clients:
+                ready.register(client, selectors.EVENT_READ)
+                client.sendall(self.request)
+            while not self.stopped.is_set():
+                for key, _ in ready.select(0.1):
+                    self.on_piece(key.fileobj, missing, length)
+
+    def on_piece(self, client, missing, length):
+        """Count what came on `client`; ask again when the answer is whole."""
+        missing[client] -= len(received(client, b""))
+        if missing[client] == 0:
+            self.answers += 1
+            missing[client] = length
+            client.sendall(self.request)
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopped.set()
+        self.join(TIMEOUT)
+        if self.failure:
+            raise Failed(f"{self.server.name}: {self.failure}")

@@ -1,0 +1,212 @@
+"""Starts the servers that are compared, and ends them again, each by its own process id."""
+
+import contextlib
+import os
+import re
+import resource
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import procfs
+
+HERE = Path(__file__).resolve().parent
+TARWEB = HERE.parent / "tarweb.py"
+HOST = "127.0.0.1"
+CONNECTIONS = 16_000           # slots of nginx and lighttpd: more than any case opens
+START = 60                     # seconds that a server may take to start
+PACKAGES = {"nginx": "nginx-light", "lighttpd": "lighttpd", "wrk": "wrk", "strace": "strace"}
+
+CORES = sorted(os.sched_getaffinity(0))
+SERVER_CORE, CLIENT_CORE = CORES[0], CORES[1 % len(CORES)]
+
+
+class Failed(Exception):
+    """A server or a tool did not do its part; the message says which and how."""
+
+
+@dataclass
+class Site:
+    """What is served: the same files as a directory and as a tar, and the interpreter that runs tarweb."""
+
+    directory: Path
+    tar: Path
+    python: str
+
+
+@dataclass
+class Server:
+    """A running server: its main process and where it listens."""
+
+    name: str
+    process: subprocess.Popen
+    port: int
+
+    @property
+    def pids(self):
+        """Process ids of the server, workers included."""
+        return procfs.family(self.process.pid)
+
+    def url(self, path):
+        """The URL of `path`, which begins with a slash."""
+        return f"http://{HOST}:{self.port}{path}"
+
+
+def find(program):
+    """The path of `program`, or None. Debian keeps servers in /usr/sbin, which few users have in PATH."""
+    return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin")
+
+
+def advice(program):
+    """The command that installs a missing program."""
+    return f"{program} is missing: apt install {PACKAGES[program]}"
+
+
+def available():
+    """Names of the servers that can be measured here; says on stderr what is missing."""
+    present = []
+    if TARWEB.exists():
+        present.append("tarweb")
+    for program, names in (("nginx", ["nginx", "nginx-tuned"]), ("lighttpd", ["lighttpd"])):
+        if find(program):
+            present += names
+        else:
+            print(advice(program), file=sys.stderr)
+    return [*present, "http.server"]
+
+
+def fill(template, into, values):
+    """Write bench/`template` to the path `into` with its @WORDS@ replaced; gives `into`."""
+    text = (HERE / template).read_text()
+    into.write_text(re.sub("@([A-Z]+)@", lambda word: str(values[word[1]]), text))
+    return into
+
+
+def configuration(site, temporary, port):
+    """The values of the @WORDS@ in the configurations."""
+    return {
+        "DIR": temporary,
+        "SITE": site.directory,
+        "PORT": port,
+        "FILES": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "CONNECTIONS": CONNECTIONS,
+        "USER": "user root;" if os.getuid() == 0 else "",     # all servers run as the user who started the bench
+    }
+
+
+# Each of these gives the command line of one server, after writing its configuration into `temporary`.
+# Only tarweb has flags, and it chooses its own port.
+
+def tarweb(site, _temporary, _port, flags):
+    return [site.python, TARWEB, "--listen", f"{HOST}:0", *flags, site.tar]
+
+
+def nginx(site, temporary, port, _flags):
+    written = fill("nginx.conf", temporary / "nginx.conf", configuration(site, temporary, port))
+    return [find("nginx"), "-p", temporary, "-e", temporary / "nginx.log", "-c", written]
+
+
+def nginx_tuned(site, temporary, port, flags):
+    shutil.copy(HERE / "nginx-tuned.conf", temporary / "locations.conf")
+    return nginx(site, temporary, port, flags)
+
+
+def lighttpd(site, temporary, port, _flags):
+    written = fill("lighttpd.conf", temporary / "lighttpd.conf", configuration(site, temporary, port))
+    return [find("lighttpd"), "-D", "-f", written]
+
+
+def http_server(site, _temporary, port, _flags):
+    return [site.python, "-m", "http.server", "--bind", HOST, "--protocol", "HTTP/1.1",
+            "--directory", site.directory, str(port)]
+
+
+COMMANDS = {"tarweb": tarweb, "nginx": nginx, "nginx-tuned": nginx_tuned,
+            "lighttpd": lighttpd, "http.server": http_server}
+
+
+@contextlib.contextmanager
+def serving(name, site, flags=(), cores=(SERVER_CORE,)):
+    """Run the server `name` on `cores` while the block runs; gives a Server that answers already."""
+    with tempfile.TemporaryDirectory(prefix="tarweb-bench-") as temporary:
+        port = 0 if name == "tarweb" else free_port()
+        command = COMMANDS[name](site, Path(temporary), port, flags)
+        log = Path(temporary) / "stderr"
+        server = Server(name, launch(command, log, cores), port)
+        try:
+            wait_ready(server, log)
+            yield server
+        finally:
+            end(server)
+
+
+def launch(command, log, cores):
+    """Start `command` on `cores`, its stderr to the file `log`, its stdout to a pipe."""
+    # http.server writes a line for each request: not to be kept, and not to be paid for in disk space.
+    with open(os.devnull if "http.server" in command else log, "wb") as stderr:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores))
+
+
+def free_port():
+    """A TCP port of HOST that nobody uses at this moment."""
+    with socket.create_server((HOST, 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def wait_ready(server, log):
+    """Return when `server` answers, its port set; if it does not, shows the end of its log and raises Failed."""
+    try:
+        if server.name == "tarweb":
+            server.port = announced_port(server.process)
+        else:
+            wait_port(server)
+    except Failed as failure:
+        if log.exists():
+            print(log.read_text(errors="replace")[-2000:], file=sys.stderr)
+        raise Failed(f"{server.name}: {failure}") from None
+
+
+def announced_port(process):
+    """The port in the first URL that `process` prints on its stdout."""
+    deadline = time.monotonic() + START
+    said = b""
+    while not (url := re.search(rb"http://\S+:(\d+)/", said)):
+        ready, _, _ = select.select([process.stdout], [], [], max(0, deadline - time.monotonic()))
+        piece = os.read(process.stdout.fileno(), 4096) if ready else b""
+        if not piece:
+            raise Failed(f"did not announce a URL, printed {said!r}")
+        said += piece
+    return int(url[1])
+
+
+def wait_port(server):
+    """Return when somebody accepts connections on the server's port."""
+    deadline = time.monotonic() + START
+    while time.monotonic() < deadline and server.process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection((HOST, server.port), 1):
+            return
+        time.sleep(0.02)
+    raise Failed("did not start")
+
+
+def end(server):
+    """End `server` and every process it started."""
+    pids = server.pids if server.process.poll() is None else []
+    server.process.terminate()
+    try:
+        server.process.wait(10)
+    except subprocess.TimeoutExpired:
+        for pid in reversed(pids):          # workers first: an orphan would be nobody's to end
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        server.process.wait()
+    server.process.stdout.close()

@@ -37,7 +37,6 @@ SEND_FLAGS = MSG_WAITALL | MSG_NOSIGNAL
 SHUT_RD, SHUT_WR = 0, 1
 
 MAX_CQ_ENTRIES = 65536
-U32 = 0xFFFFFFFF
 
 
 class Sqe(ctypes.Structure):
@@ -50,28 +49,29 @@ class Sqe(ctypes.Structure):
                 ("pad", ctypes.c_uint64)]
 
 
+U32, U64 = ctypes.c_uint32, ctypes.c_uint64
+
+
 class SqOffsets(ctypes.Structure):
     """struct io_sqring_offsets"""
 
-    _fields_ = [(name, ctypes.c_uint32) for name in (
-        "head", "tail", "ring_mask", "ring_entries", "flags", "dropped", "array", "resv1")] + [
-        ("user_addr", ctypes.c_uint64)]
+    _fields_ = [("head", U32), ("tail", U32), ("ring_mask", U32), ("ring_entries", U32), ("flags", U32),
+                ("dropped", U32), ("array", U32), ("resv1", U32), ("user_addr", U64)]
 
 
 class CqOffsets(ctypes.Structure):
     """struct io_cqring_offsets"""
 
-    _fields_ = [(name, ctypes.c_uint32) for name in (
-        "head", "tail", "ring_mask", "ring_entries", "overflow", "cqes", "flags", "resv1")] + [
-        ("user_addr", ctypes.c_uint64)]
+    _fields_ = [("head", U32), ("tail", U32), ("ring_mask", U32), ("ring_entries", U32), ("overflow", U32),
+                ("cqes", U32), ("flags", U32), ("resv1", U32), ("user_addr", U64)]
 
 
 class Params(ctypes.Structure):
     """struct io_uring_params"""
 
-    _fields_ = [(name, ctypes.c_uint32) for name in (
-        "sq_entries", "cq_entries", "flags", "sq_thread_cpu", "sq_thread_idle", "features", "wq_fd")] + [
-        ("resv", ctypes.c_uint32 * 3), ("sq_off", SqOffsets), ("cq_off", CqOffsets)]
+    _fields_ = [("sq_entries", U32), ("cq_entries", U32), ("flags", U32), ("sq_thread_cpu", U32),
+                ("sq_thread_idle", U32), ("features", U32), ("wq_fd", U32), ("resv", U32 * 3),
+                ("sq_off", SqOffsets), ("cq_off", CqOffsets)]
 
 
 class Iovec(ctypes.Structure):

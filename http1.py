@@ -165,7 +165,7 @@ def decode_path(path):
 
 def remove_dot_segments(path):
     """RFC 3986 section 5.2.4; climbing above the root stays there."""
-    kept = []
+    kept: list[bytes] = []
     segments = path.split(b"/")[1:]
     for segment in segments:
         if segment == b"..":
@@ -188,7 +188,7 @@ def parse_fields(block):
     """The Fields of a header block: all that follows the request line, its empty line included. Raises HttpError."""
     if not FIELD_BLOCK.fullmatch(block):
         raise HttpError(400, "malformed header field")
-    found = [None] * len(WANTED)
+    found: list = [None] * len(WANTED)
     for name, value in FIELD.findall(block):
         i = WANTED.get(name.lower())
         if i is None:

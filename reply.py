@@ -37,7 +37,10 @@ class Whole(NamedTuple):
     vary: bool              # whether other representations could have been chosen
     connection: bytes
     head_only: bool         # HEAD: no body
-    status = 200
+
+    @property
+    def status(self):
+        return 200
 
 
 def connection_field(connection):
@@ -172,9 +175,8 @@ def representation_fields(chosen: Representation, vary):
 
 # --- preconditions (RFC 9110 section 13)
 
-ENTITY_TAG = rb'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*+"'
-ENTITY_TAGS = re.compile(rb"[\t ,]*+(?:%b(?:[\t ]*+,[\t ,]*+|[\t ]*+$))++" % ENTITY_TAG)
-ENTITY_TAG = re.compile(ENTITY_TAG)
+ENTITY_TAG = re.compile(rb'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*+"')
+ENTITY_TAGS = re.compile(rb"[\t ,]*+(?:%b(?:[\t ]*+,[\t ,]*+|[\t ]*+$))++" % ENTITY_TAG.pattern)
 
 
 def precondition(fields, chosen):
@@ -228,7 +230,7 @@ def parse_ranges(value, length):
     unit, equals, specs = value.partition(b"=")
     if not equals or unit.strip().lower() != b"bytes":
         return None
-    ranges = []
+    ranges: list[tuple[int, int]] = []
     asked = [spec.strip(b"\t ") for spec in specs.split(b",")]
     if len(asked) > MAX_RANGES or not any(asked):
         return None
@@ -276,7 +278,8 @@ def content_range(start, end, length):
 
 def multipart(chosen, ranges):
     """Body spans and total length of a multipart/byteranges answer (RFC 9110 section 14.6)."""
-    body, total = [], 0
+    body: list[Span] = []
+    total = 0
     for start, end in ranges:
         head = b"--%b\r\nContent-Type: %b\r\n%b\r\n" % (
             BOUNDARY, chosen.media_type, content_range(start, end, chosen.length))

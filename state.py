@@ -11,7 +11,8 @@ class State(dict):
     def __init__(self, name):
         self.name = name
 
-    __eq__, __hash__ = object.__eq__, object.__hash__
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__      # type: ignore[assignment]  # a dict has none
 
     def __repr__(self):
         return self.name

@@ -283,7 +283,7 @@ def size(count):
 def run(arguments):
     """Limit, open, bind, fork, serve. The exit status; raises what main explains."""
     started = time.monotonic()
-    gc.disable()        # indexing makes no cycles, but so many objects that the collector would cost a fifth of the time
+    gc.disable()        # indexing makes no cycles, but so many objects that the collector would take a fifth of it
     raise_file_limit()
     archive = open_archive(arguments.tarfile, arguments.prefix, arguments.etags == "on")
     for note in archive.notes:
@@ -307,9 +307,10 @@ def available_memory():
     """Bytes that can be used without swapping, as the kernel reckons; 0 where it does not say."""
     try:
         with open("/proc/meminfo") as file:
-            return int(re.search(r"MemAvailable: *([0-9]+) kB", file.read())[1]) * 1024
-    except (OSError, TypeError):
-        return 0
+            found = re.search(r"MemAvailable: *([0-9]+) kB", file.read())
+    except OSError:
+        found = None
+    return int(found[1]) * 1024 if found else 0
 
 
 def main(argv=None):

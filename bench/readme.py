@@ -34,7 +34,7 @@ def figures_block(results):
             cpu = [f"{report.median(case, server, 'cpu'):.3g}" for server in ("tarweb", report.REFERENCE)]
             rows.append([case["title"], *cpu, report.spread(found)])
     machine = results["machine"]
-    source = f"One worker each on one core ({machine['CPU']}, Linux {machine['kernel']}, Python {machine['Python']}); " \
+    source = f"One worker each, one core ({machine['CPU']}, Linux {machine['kernel']}, Python {machine['Python']}); " \
         "smaller is better. All cases, the other servers and what falls short: [bench/RESULTS.md](bench/RESULTS.md)."
     return f"{report.table(['CPU µs for each request', 'tarweb', 'nginx', 'ratio (min - max)'], rows)}\n\n{source}"
 

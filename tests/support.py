@@ -110,16 +110,16 @@ FILES = {
 class Server:
     """The real process. Started and ready when the constructor returns; `stop()` ends it and checks how it ended."""
 
-    def __init__(self, tar, *flags, listen="127.0.0.1:0", log, preexec_fn=None):
+    def __init__(self, tar, *flags, listen="127.0.0.1:0", log, preexec_fn=None, program=(str(TARWEB),)):
         address = () if listen is None else ("--listen", listen)
         self.log = Path(log)
         self.signalled = False
         with self.log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [PYTHON, str(TARWEB), *address, *flags, str(tar)],
+                [PYTHON, *program, *address, *flags, str(tar)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, preexec_fn=preexec_fn,
             )
-        self.ready_line = self._read_line(60)
+        self.ready_line = self.read_line(60)
         found = re.search(r"http://(\[[^\]]+\]|[^:/\s]+):(\d+)/", self.ready_line)
         if not found:
             self.process.kill()
@@ -129,7 +129,7 @@ class Server:
         self.pid = self.process.pid
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def _read_line(self, seconds):
+    def read_line(self, seconds):
         deadline, line = time.monotonic() + seconds, b""
         out = self.process.stdout.fileno()
         while not line.endswith(b"\n"):

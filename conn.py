@@ -19,7 +19,7 @@ import struct
 import time
 
 import http1
-from abi import CQE_BUFFER_SHIFT, CQE_MORE, FIXED_FILE, OP_SENDMSG, SEND_FLAGS, SHUT_RD, SHUT_WR, SQE_SEND
+from abi import CQE_BUFFER, CQE_BUFFER_SHIFT, CQE_MORE, FIXED_FILE, OP_SENDMSG, SEND_FLAGS, SHUT_RD, SHUT_WR, SQE_SEND
 from plan import PIECE
 from reply import Reply
 from state import (
@@ -81,7 +81,7 @@ class Worker:
                 if tag < SEND:              # RECV
                     connection = connections[tag]
                     if generation != connection.generation:
-                        self.stale += 1
+                        self.on_stale(flags)
                         continue
                     if result <= 0:
                         self.on_receive_end(connection, result, flags)
@@ -108,7 +108,7 @@ class Worker:
                 elif tag < ACCEPT:          # SEND
                     connection = connections[tag - SEND]
                     if generation != connection.generation:
-                        self.stale += 1
+                        self.on_stale(flags)
                     elif result == connection.plan.done and not connection.attention:
                         connection.state = idle
                     else:
@@ -120,6 +120,12 @@ class Worker:
         self.ring.arm_read(SIGNAL, self.signals, self.signal_byte)
         self.arm_tick()
         self.watch_listeners()
+
+    def on_stale(self, flags):
+        """A completion of a former connection in this slot: see the facts above."""
+        self.stale += 1
+        if flags & CQE_BUFFER:
+            self.ring.give_back(flags >> CQE_BUFFER_SHIFT)
 
     def on_other(self, operation, slot, generation, result, flags):
         if operation == ACCEPT:
@@ -134,7 +140,7 @@ class Worker:
             log.error("slot %d cannot be closed: %s", slot, errno.errorcode.get(-result, result))
 
     def move(self, connection, event):
-        """Where a connection changes state: here, and with the same words in `run` and `send`."""
+        """Where a connection changes state: here, and with the same words in `run`, `send` and `begin_body`."""
         connection.state = connection.state[event]
         connection.since = self.now
 
@@ -300,7 +306,7 @@ class Worker:
         elif expects and not connection.pending:
             self.send(connection, self.planner.plan(Reply(100, b"\r\n", (), False)), CONTINUE)
         else:
-            self.move(connection, BODY_AHEAD)
+            connection.state = connection.state[BODY_AHEAD]     # the time for the request to arrive runs on
 
     def take_body(self, connection):
         connection.pending = connection.body.feed(connection.pending)

@@ -61,14 +61,16 @@ class Request(NamedTuple):
     fields: Fields
 
 
+# Possessive quantifiers (++, *+) keep matching linear; on single characters only, for on groups that hold alternatives
+# they match what they should not before Python 3.11.5.
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 REQUEST_LINE = re.compile(                                                                        # RFC 9112 section 3
     rb"(%b) ([!-\"$->@-~]++)(\?[!-\"$-~]*+)? HTTP/([0-9])\.([0-9])\r\n" % TOKEN)
 FIELD_LINE = re.compile(rb"%b:[\t -~\x80-\xff]*+" % TOKEN)                                        # RFC 9112 section 5
-FIELD_BLOCK = re.compile(rb"(?:%b\r\n)*+\r\n" % FIELD_LINE.pattern)
-FIELD = re.compile(rb"([^:\r\n]++):[\t ]*+([^\r\n]*?)[\t ]*\r\n")
+FIELD_BLOCK = re.compile(rb"(?:%b\r\n)*\r\n" % FIELD_LINE.pattern)
+FIELD = re.compile(rb"([^:\r\n]++):([^\r\n]*+)\r\n")
 NOT_CRLF = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0")                                               # RFC 9112 section 2.2
-HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*+)(?::[0-9]*)?")
+HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
 ABSOLUTE = re.compile(rb"https?://([^/]*)(.*)", re.IGNORECASE)                                    # RFC 9112 section 3.2
 SLASH = ord("/")
 BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
@@ -90,7 +92,7 @@ def find_head(buffer, scanned):
     """
     end = buffer.find(b"\r\n\r\n", max(0, scanned - 3))
     size = end + 4 if end >= 0 else len(buffer)
-    if size > MAX_LINE and buffer.find(b"\r\n", 0, MAX_LINE + 2) < 0:
+    if size >= MAX_LINE + 2 and buffer.find(b"\r\n", 0, MAX_LINE + 2) < 0:
         raise HttpError(414, "the request line is longer than 8 KiB")
     if size > MAX_HEAD:
         raise HttpError(431, "the request head is longer than 16 KiB")
@@ -193,6 +195,7 @@ def parse_fields(block):
         i = WANTED.get(name.lower())
         if i is None:
             continue
+        value = value.strip(b"\t ")
         if found[i] is not None:
             if i in (WANTED[b"host"], WANTED[b"content-length"]):
                 raise HttpError(400, f"{name.decode()} is given twice")
@@ -277,10 +280,10 @@ class Body:
                 at += taken
                 self.done = not self.left and not self.chunked
                 continue
-            end = buffer.find(b"\r\n", at)
+            end = buffer.find(b"\r\n", at, at + MAX_CHUNK_LINE + 2)
             if end < 0:
-                if len(buffer) - at > MAX_CHUNK_LINE or b"\n" in buffer[at:]:
-                    raise HttpError(400, "malformed chunk")
+                if len(buffer) - at >= MAX_CHUNK_LINE + 2 or b"\n" in buffer[at:]:
+                    raise HttpError(400, "malformed chunk, or one of its lines is too long")
                 break
             self.expects(self, buffer[at:end])
             at = end + 2

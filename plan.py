@@ -24,6 +24,7 @@ REQUEST_OVERHEAD = 200      # bytes for a request's, likewise
 MEMO_REQUEST = 2048         # a request longer than this is parsed each time
 SEEN_BITS = 16              # 64 KiB to tell what has come before from what comes for the first time
 EMPTY_SECONDS = 60          # a full memory is emptied as often as this
+NO_RESULT = 1 << 31         # what no operation returns: results are signed 32-bit, and errors are negative
 STATUS_SLOT = 128           # bytes for each status line with Server and Date
 
 
@@ -95,7 +96,7 @@ class Plan:
         abi.write_message(self.memory, self.address, first_piece(segments))
         self.close = reply.close
         # What the first send returns when nothing more is to be done: then the connection waits for a request.
-        self.done = -1 if self.close or self.total > PIECE else self.total
+        self.done = NO_RESULT if self.close or self.total > PIECE else self.total
 
     def locate(self, sent):
         """(address, length) of what to send after `sent` bytes, at most PIECE."""

@@ -176,7 +176,7 @@ def representation_fields(chosen: Representation, vary):
 # --- preconditions (RFC 9110 section 13)
 
 ENTITY_TAG = re.compile(rb'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*+"')
-ENTITY_TAGS = re.compile(rb"[\t ,]*+(?:%b(?:[\t ]*+,[\t ,]*+|[\t ]*+$))++" % ENTITY_TAG.pattern)
+ENTITY_TAGS = re.compile(rb"[\t ,]*+(?:%b(?:[\t ]*+,[\t ,]*+|[\t ]*+$))+" % ENTITY_TAG.pattern)
 
 
 def precondition(fields, chosen):

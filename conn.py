@@ -92,7 +92,7 @@ class Worker:
                         ring.buffer_tail += 1
                     else:
                         ring.give_back(i)
-                    if connection.state is IDLE and flags & CQE_MORE:
+                    if connection.state is IDLE:
                         plan = known(data)
                         if plan is not None:
                             connection.state = responding
@@ -103,6 +103,9 @@ class Worker:
                             write_sqe(sqes, (ring.tail & sqe_mask) << 6, OP_SENDMSG, FIXED_FILE, 0, tag, 0,
                                       plan.address, 1, SEND_FLAGS, SEND + tag, generation)
                             ring.tail += 1
+                            if not flags & CQE_MORE:
+                                connection.receiving = False
+                                self.go_on(connection)
                             continue
                     self.on_data(connection, data, flags)
                 elif tag < ACCEPT:          # SEND
@@ -111,6 +114,7 @@ class Worker:
                         self.on_stale(flags)
                     elif result == connection.plan.done and not connection.attention:
                         connection.state = idle
+                        connection.since = now
                     else:
                         self.on_sent(connection, result)
                 else:
@@ -182,7 +186,7 @@ class Worker:
         if self.live > self.limits.max_connections and not self.reclaim():
             self.parked.append(connection)
         else:
-            self.receive(connection)
+            self.receive(connection, multishot=False)
 
     def longest_idle(self):
         """The connection that has waited longest for a request, or None.
@@ -215,9 +219,10 @@ class Worker:
 
     # receiving
 
-    def receive(self, connection):
+    def receive(self, connection, multishot=True):
+        """The first receive is not multishot: where a connection is for one request, none is left to cancel then."""
         connection.receiving = True
-        self.ring.arm_recv(RECV | connection.slot, connection.generation, connection.slot)
+        self.ring.arm_recv(RECV | connection.slot, connection.generation, connection.slot, multishot)
 
     def on_data(self, connection, data, flags):
         """Bytes that are not, by themselves, a request known from before."""
@@ -254,7 +259,8 @@ class Worker:
         """Receive again where that has stopped and is wanted, or free the slot where all has ended."""
         if connection.state is CLOSING:
             self.free_if_ended(connection)
-        elif not connection.receiving and not connection.at_end and len(connection.pending) <= MAX_PENDING:
+        elif not (connection.receiving or connection.at_end or len(connection.pending) > MAX_PENDING
+                  or connection.state is RESPONSE and connection.plan.close):
             self.receive(connection)
 
     def cancel_receive(self, connection):
@@ -417,10 +423,10 @@ class Worker:
         self.ring.arm_close(CLOSE | connection.slot, connection.generation, connection.slot)
         connection.forget()
         self.live -= 1
-        if self.parked and self.live <= self.limits.max_connections:
+        if self.parked and self.live - len(self.parked) < self.limits.max_connections:
             waiting = self.parked.pop(0)
             waiting.since = self.now
-            self.receive(waiting)
+            self.receive(waiting, multishot=False)
         elif None in self.listeners.values():
             self.watch_listeners()
 
@@ -471,6 +477,7 @@ class Worker:
             self.ring.arm_shutdown(SHUTDOWN | slot, 0, slot, SHUT_RD)
         self.parked.clear()
         for connection in self.connections:
+            connection.attention = True         # or the loop would leave it idle after a response
             if connection.state is IDLE:
                 self.end(connection)
 

@@ -199,10 +199,10 @@ class Ring:
         SQE.pack_into(self.sqes, self.place(), OP_ACCEPT, FIXED_FILE, ACCEPT_MULTISHOT if multishot else 0, slot,
                       0, 0, 0, 0, tag, 0, 0, 0, FILE_INDEX_ALLOC)
 
-    def arm_recv(self, tag, generation, slot):
+    def arm_recv(self, tag, generation, slot, multishot=True):
         """Multishot: one completion for each piece received, until one comes without CQE_MORE."""
-        SQE_SEND.pack_into(self.sqes, self.place(), OP_RECV, FIXED_FILE | BUFFER_SELECT, RECV_MULTISHOT, slot,
-                           0, 0, 0, 0, tag, generation)
+        SQE_SEND.pack_into(self.sqes, self.place(), OP_RECV, FIXED_FILE | BUFFER_SELECT,
+                           RECV_MULTISHOT if multishot else 0, slot, 0, 0, 0, 0, tag, generation)
 
     def arm_sendmsg(self, tag, generation, slot, msghdr):
         SQE_SEND.pack_into(self.sqes, self.place(), OP_SENDMSG, FIXED_FILE, 0, slot,

@@ -1,0 +1,755 @@
+"""The ring, on the real kernel: each operation, both queues at their ends, and what is said when it fails."""
+
+import ctypes
+import errno
+import io
+import os
+import platform
+import random
+import re
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import abi
+import uring
+from uring import PolledRing, Ring, RingError
+
+SLOTS = 4                   # for connections; the files given come after them
+EXTREMES = (0, 1, 0xFFFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+
+
+@pytest.fixture(params=[(Ring, True), (Ring, False), (PolledRing, True), (PolledRing, False)],
+                ids=["liburing", "syscall", "sqpoll-liburing", "sqpoll-syscall"])
+def make(request):
+    """make(*sockets or descriptors, **options) -> a ring of each kind in turn."""
+    kind, use_liburing = request.param
+    if use_liburing and load_name() != "liburing":
+        pytest.skip("liburing is not installed")
+    rings = []
+
+    def begin(*files, connections=SLOTS, **options):
+        fds = [file if isinstance(file, int) else file.fileno() for file in files]
+        options = {"entries": 8, "buffers": 4, "buffer_size": 64, "sqpoll_ms": 20, **options}
+        ring = kind(connections, fds, use_liburing=use_liburing, **options)
+        rings.append(ring)
+        return ring
+
+    yield begin
+    for ring in rings:
+        os.close(ring.fd)
+
+
+def load_name():
+    return abi.load_calls().name
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.settimeout(10)
+        yield sock
+
+
+@pytest.fixture
+def ring(make, listener):
+    """A ring with one listening socket, in slot SLOTS."""
+    return make(listener)
+
+
+def connect(listener):
+    client = socket.create_connection(listener.getsockname(), timeout=10)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return client
+
+
+def take(ring, count, seconds=10):
+    """`count` completions, or as many as come in time."""
+    found, deadline = [], time.monotonic() + seconds
+    timespec = bytearray(struct.pack("=qq", 0, 50_000_000))
+    ring.arm_timeout(0xABCDEF, timespec)        # so that waiting for what never comes is not forever
+    while len(found) < count and time.monotonic() < deadline:
+        for completion in ring.wait():
+            if completion[0] == 0xABCDEF:
+                ring.arm_timeout(0xABCDEF, timespec)
+            else:
+                found.append(completion)
+    ring.arm_cancel(0xABCDEF, 0xABCDEF, 0)
+    while not any(completion[0] == 0xABCDEF for completion in ring.wait()):
+        pass
+    return found
+
+
+def accept(ring, listener):
+    """(client, slot) of one connection."""
+    client = connect(listener)
+    ring.arm_accept(9, SLOTS, False)
+    [(tag, _, slot, flags)] = take(ring, 1)
+    assert tag == 9
+    assert not flags & abi.CQE_MORE
+    assert slot >= 0, os.strerror(-slot)
+    return client, slot
+
+
+def piece(ring, result, flags):
+    """What a receive got, its buffer given back."""
+    assert flags & abi.CQE_BUFFER
+    i = flags >> abi.CQE_BUFFER_SHIFT
+    data = ring.pool[i * ring.buffer_size:i * ring.buffer_size + result]
+    ring.give_back(i)
+    return data
+
+
+# --- operations
+
+def test_multishot_accept_fills_the_slots(ring, listener):
+    ring.arm_accept(5, SLOTS, True)
+    clients = [connect(listener) for _ in range(SLOTS)]
+    completions = take(ring, SLOTS)
+    assert [(tag, generation) for tag, generation, _, _ in completions] == [(5, 0)] * SLOTS
+    assert sorted(result for _, _, result, _ in completions) == list(range(SLOTS))
+    assert all(flags & abi.CQE_MORE for *_, flags in completions)
+    clients.append(connect(listener))
+    [(_, _, result, flags)] = take(ring, 1)
+    assert result == -errno.ENFILE
+    assert not flags & abi.CQE_MORE
+
+
+def test_closed_slot_is_used_again(ring, listener):
+    first, slot = accept(ring, listener)
+    ring.arm_close(7, 1, slot)
+    others = {accept(ring, listener)[1] for _ in range(SLOTS)}
+    assert slot in others
+    assert first.recv(1) == b""
+
+
+def test_close_of_a_free_slot_completes(ring):
+    ring.arm_close(7, 3, 2)
+    assert take(ring, 1) == [(7, 3, -errno.EBADF, 0)]
+
+
+def test_single_accept_takes_one(ring, listener):
+    accept(ring, listener)
+    with connect(listener):
+        assert take(ring, 1, seconds=0.2) == []
+
+
+def test_multishot_receive_in_pieces(ring, listener):
+    client, slot = accept(ring, listener)
+    ring.arm_recv(slot, 77, slot)
+    for data in (b"one", b"two", b"x" * 64):
+        client.sendall(data)
+        [(tag, generation, result, flags)] = take(ring, 1)
+        assert (tag, generation) == (slot, 77)
+        assert flags & abi.CQE_MORE
+        assert piece(ring, result, flags) == data
+    client.shutdown(socket.SHUT_WR)
+    [(tag, generation, result, flags)] = take(ring, 1)
+    assert (tag, generation, result) == (slot, 77, 0)
+    assert not flags & (abi.CQE_MORE | abi.CQE_BUFFER)      # but others: that there is more to read, the end of it
+
+
+def test_receive_that_is_not_multishot_ends_with_its_data(ring, listener):
+    client, slot = accept(ring, listener)
+    ring.arm_recv(slot, 1, slot, multishot=False)
+    client.sendall(b"hello")
+    [(_, _, result, flags)] = take(ring, 1)
+    assert not flags & abi.CQE_MORE
+    assert piece(ring, result, flags) == b"hello"
+
+
+def test_receive_of_a_reset_connection(ring, listener):
+    client, slot = accept(ring, listener)
+    ring.arm_recv(slot, 1, slot)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    assert take(ring, 1) == [(slot, 1, -errno.ECONNRESET, 0)]
+
+
+def test_receive_goes_on_after_it_was_out_of_buffers(ring, listener):
+    """More than all buffers hold; given back in any order, they carry the bytes in theirs."""
+    rnd = random.Random(1)
+    client, slot = accept(ring, listener)
+    sent = rnd.randbytes(20_000)
+    client.sendall(sent)
+    ring.arm_recv(slot, 1, slot)
+    received, ends = b"", 0
+    while len(received) < len(sent):
+        held = []
+        more = True
+        while more:
+            for _, _, result, flags in take(ring, 1):
+                more = flags & abi.CQE_MORE
+                if result > 0:
+                    i = flags >> abi.CQE_BUFFER_SHIFT
+                    received += ring.pool[i * ring.buffer_size:i * ring.buffer_size + result]
+                    held.append(i)
+                else:
+                    assert result == -errno.ENOBUFS
+                    ends += 1
+            if len(received) == len(sent):
+                break
+        rnd.shuffle(held)
+        for i in held:
+            ring.give_back(i)
+        if not more:
+            ring.arm_recv(slot, 1, slot)
+    assert received == sent
+    assert ends >= len(sent) // (4 * 64) - 1
+
+
+def test_buffers_are_taken_in_the_order_they_were_given_back(ring, listener):
+    client, slot = accept(ring, listener)
+    ring.arm_recv(slot, 1, slot)
+    held = []
+    for _ in range(4):
+        client.sendall(b"a")
+        [(_, _, _, flags)] = take(ring, 1)
+        held.append(flags >> abi.CQE_BUFFER_SHIFT)
+    assert held == [0, 1, 2, 3]
+    for i in (2, 0, 3, 1):
+        ring.give_back(i)
+    ring.publish_buffers()      # `wait` does, but a polling kernel may look before
+    again = []
+    for i in range(4):
+        client.sendall(b"%d" % i)
+        [(_, _, result, flags)] = take(ring, 1)
+        again.append(flags >> abi.CQE_BUFFER_SHIFT)
+        assert piece(ring, result, flags) == b"%d" % i
+    assert again == [2, 0, 3, 1]
+
+
+def test_sendmsg_gathers(ring, listener):
+    client, slot = accept(ring, listener)
+    parts = [b"HTTP/1.1 200 OK\r\n", b"\r\n", b"x" * 50_000]
+    memory = bytearray(abi.message_size(len(parts)))
+    segments = [(abi.address_of(part), len(part)) for part in parts]
+    abi.write_message(memory, abi.address_of(memory), segments)
+    assert abi.read_message(memory) == segments
+    ring.arm_sendmsg(1, 2, slot, abi.address_of(memory))
+    assert take(ring, 1) == [(1, 2, sum(map(len, parts)), 0)]
+    assert read_exactly(client, 50_019) == b"".join(parts)
+
+
+def read_exactly(client, count):
+    data = b""
+    while len(data) < count:
+        more = client.recv(count - len(data))
+        assert more
+        data += more
+    return data
+
+
+def test_send_goes_on_by_itself_when_there_is_room(ring, listener):
+    """MSG_WAITALL: one completion, however slowly the client reads."""
+    client, slot = accept(ring, listener)
+    data = bytes(8 << 20)
+    ring.arm_send(1, 2, slot, abi.address_of(data), len(data))
+    assert take(ring, 1, seconds=0.2) == []
+    client.setblocking(False)
+    left, completions = len(data), []
+    while left:
+        try:
+            left -= len(client.recv(1 << 20))
+        except BlockingIOError:
+            completions += take(ring, 1, seconds=0.05)
+    assert completions + take(ring, 1 - len(completions)) == [(1, 2, len(data), 0)]
+
+
+def test_cancelled_send_tells_how_far_it_got(ring, listener):
+    _client, slot = accept(ring, listener)
+    data = bytes(8 << 20)
+    ring.arm_send(1, 2, slot, abi.address_of(data), len(data))
+    assert take(ring, 1, seconds=0.1) == []
+    ring.arm_cancel(3, 1, 2)
+    [(tag, generation, result, _)] = take(ring, 1)
+    assert (tag, generation) == (1, 2)
+    assert 0 < result < len(data)
+
+
+def test_send_to_who_has_gone(ring, listener):
+    client, slot = accept(ring, listener)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    results = set()
+    for _ in range(2):
+        ring.arm_send(1, 2, slot, abi.address_of(b"x"), 1)
+        results.add(take(ring, 1)[0][2])
+    assert results <= {-errno.ECONNRESET, -errno.EPIPE, 1}
+    assert -errno.EPIPE in results
+
+
+def test_send_from_a_truncated_file(ring, listener, tmp_path):
+    path = tmp_path / "archive"
+    path.write_bytes(bytes(65536))
+    with path.open("r+b") as file:
+        address = abi.map_file(file.fileno(), 65536)
+        assert abi.populate(address, 65536)
+        _client, slot = accept(ring, listener)
+        ring.arm_send(1, 2, slot, address, 65536)
+        assert take(ring, 1) == [(1, 2, 65536, 0)]
+        file.truncate(0)
+        ring.arm_send(1, 3, slot, address, 65536)
+        assert take(ring, 1) == [(1, 3, -errno.EFAULT, 0)]
+
+
+def test_shutdown_of_one_side(ring, listener):
+    client, slot = accept(ring, listener)
+    ring.arm_recv(slot, 1, slot)
+    ring.arm_shutdown(2, 3, slot, abi.SHUT_WR)
+    assert take(ring, 1) == [(2, 3, 0, 0)]
+    assert client.recv(1) == b""
+    client.sendall(b"still here")
+    [(_, _, result, flags)] = take(ring, 1)
+    assert piece(ring, result, flags) == b"still here"
+
+
+def test_shutdown_of_a_listener_ends_its_accept(ring):
+    ring.arm_accept(5, SLOTS, True)
+    assert take(ring, 1, seconds=0.1) == []
+    ring.arm_shutdown(6, 0, SLOTS, abi.SHUT_RD)
+    assert sorted(take(ring, 2)) == [(5, 0, -errno.EINVAL, 0), (6, 0, 0, 0)]
+
+
+def test_cancel_needs_the_generation(ring, listener):
+    client, slot = accept(ring, listener)
+    ring.arm_recv(slot, 8, slot)
+    ring.arm_cancel(3, slot, 7)
+    assert take(ring, 1) == [(3, 0, -errno.ENOENT, 0)]
+    ring.arm_cancel(3, slot, 8)
+    assert take(ring, 2, seconds=0.2) == [(slot, 8, -errno.ECANCELED, 0)]
+    client.sendall(b"x")
+    ring.arm_recv(slot, 9, slot)
+    assert take(ring, 1)[0][:3] == (slot, 9, 1)
+
+
+def test_cancel_of_an_accept(ring):
+    ring.arm_accept(5, SLOTS, True)
+    ring.arm_cancel(6, 5, 0)
+    assert take(ring, 2, seconds=0.2) == [(5, 0, -errno.ECANCELED, 0)]
+
+
+def test_timeout(ring):
+    started = time.monotonic()
+    timespec = bytearray(struct.pack("=qq", 0, 100_000_000))
+    ring.arm_timeout(4, timespec)
+    timespec[:] = bytes(16)                     # the kernel has to have its own copy once it is submitted
+    struct.pack_into("=qq", timespec, 0, 0, 100_000_000)
+    assert take(ring, 1) == [(4, 0, -errno.ETIME, 0)]
+    assert 0.09 < time.monotonic() - started < 5
+
+
+def test_read_from_a_pipe(make):
+    read_end, write_end = os.pipe()
+    ring = make(read_end)
+    buffer = bytearray(1)
+    for value in b"xyz":
+        ring.arm_read(7, SLOTS, buffer)
+        assert take(ring, 1, seconds=0.06) == []
+        os.write(write_end, bytes((value,)))
+        assert take(ring, 1) == [(7, 0, 1, 0)]
+        assert buffer[0] == value
+    os.close(write_end)
+    os.close(read_end)
+
+
+# --- user_data
+
+@pytest.mark.parametrize("generation", EXTREMES)
+def test_tag_and_generation_come_back(ring, generation):
+    message = bytearray(abi.message_size(0))
+    for tag in EXTREMES:
+        ring.arm_recv(tag, generation, 0)
+        ring.arm_send(tag, generation, 0, 0, 1)
+        ring.arm_sendmsg(tag, generation, 0, abi.address_of(message))
+        ring.arm_shutdown(tag, generation, 0, 1)
+        ring.arm_close(tag, generation, 0)
+        assert take(ring, 5) == [(tag, generation, -errno.EBADF, 0)] * 5
+
+
+@pytest.mark.parametrize("generation", EXTREMES)
+def test_cancel_finds_every_tag_and_generation(ring, listener, generation):
+    _client, slot = accept(ring, listener)
+    for tag in EXTREMES:
+        ring.arm_recv(tag, generation, slot)
+        ring.arm_cancel(123, tag, generation)
+        assert take(ring, 1) == [(tag, generation, -errno.ECANCELED, 0)]
+
+
+# --- the queues
+
+def nothing(ring, number):
+    """An operation that completes at once: a cancel of what is not there."""
+    ring.arm_cancel(number, 0xFFFFFFFF, 0xFFFFFFFF)
+
+
+def test_completion_queue_wraps_around(ring):
+    rnd, sent, seen = random.Random(2), 0, []
+    while sent < 5000:
+        for _ in range(rnd.randrange(1, 30)):
+            nothing(ring, sent)
+            sent += 1
+        seen += [completion[0] for completion in ring.wait()]
+    while len(seen) < sent:
+        seen += [completion[0] for completion in ring.wait()]
+    assert seen == list(range(sent))
+    assert ring.head > 100 * ring.cq_entries
+
+
+def test_positions_wrap_at_32_bits(ring):
+    """A ring counts its entries modulo 2**32; our own count of the submission queue has no end."""
+    assert ring.words[ring.sq_tail] == ring.tail & 0xFFFFFFFF
+    for number in range(3 * ring.entries):
+        nothing(ring, number)
+        assert [completion[0] for completion in ring.wait()] == [number]
+    assert ring.head == ring.words[ring.cq_tail] == ring.words[ring.cq_head]
+    assert ring.tail == ring.taken or isinstance(ring, PolledRing)
+
+
+@pytest.mark.parametrize("count", (9, 64, 1000))
+def test_full_submission_queue_is_flushed_and_full_completion_queue_overflows(ring, count):
+    """Far more than either queue holds, without a look at the completions: none is lost."""
+    assert ring.entries == 8
+    assert ring.cq_entries == 32
+    for number in range(count):
+        nothing(ring, number)
+    assert sorted(completion[0] for completion in take(ring, count)) == list(range(count))
+
+
+def test_operations_in_flight_beyond_the_completion_queue(make):
+    """Many that complete at one moment."""
+    pipes = [os.pipe() for _ in range(100)]
+    ring = make(*(read_end for read_end, _ in pipes))
+    buffers = [bytearray(1) for _ in pipes]
+    for i, buffer in enumerate(buffers):
+        ring.arm_read(i, SLOTS + i, buffer)
+    assert take(ring, 1, seconds=0.1) == []
+    for _, write_end in pipes:
+        os.write(write_end, b"z")
+    assert sorted(take(ring, 100)) == [(i, 0, 1, 0) for i in range(100)]
+    assert buffers == [b"z"] * 100
+    for fd in sum(pipes, ()):
+        os.close(fd)
+
+
+def test_batch_stays_whole_while_more_is_armed(ring):
+    """Completions are copied out: what is armed and flushed while they are gone through cannot touch them."""
+    for number in range(8):
+        nothing(ring, number)
+    seen = []
+    for tag, *_ in ring.wait():
+        seen.append(tag)
+        for _ in range(8):
+            nothing(ring, 1000)
+    assert seen == list(range(8))
+    assert len(take(ring, 64)) == 64
+
+
+def test_signal_ends_a_wait_with_nothing(ring):
+    hits = []
+    before = signal.signal(signal.SIGALRM, lambda *_: hits.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        assert list(ring.wait()) == []
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert hits == [1]
+    nothing(ring, 1)
+    assert [completion[0] for completion in ring.wait()] == [1]
+
+
+def test_busy_loop_finds_what_comes_in_time(make):
+    read_end, write_end = os.pipe()
+    ring = make(read_end, busyloop=5.0)
+    buffer = bytearray(1)
+    ring.arm_read(7, SLOTS, buffer)
+    os.write(write_end, b"x")
+    started = time.monotonic()
+    assert [*ring.wait()] == [(7, 0, 1, 0)]
+    assert time.monotonic() - started < 4
+    os.close(write_end)
+    os.close(read_end)
+
+
+def test_busy_loop_ends_in_sleep(make, listener):
+    ring = make(listener, busyloop=0.05)
+    timespec = bytearray(struct.pack("=qq", 0, 200_000_000))
+    ring.arm_timeout(1, timespec)
+    started = time.process_time()
+    assert [*ring.wait()] == [(1, 0, -errno.ETIME, 0)]
+    assert time.process_time() - started < 0.15
+
+
+def test_polling_thread_is_woken(listener):
+    ring = PolledRing(SLOTS, [listener.fileno()], entries=8, sqpoll_ms=1)
+    for number in range(3):
+        while not ring.words[ring.sq_flags] & abi.SQ_NEED_WAKEUP:
+            time.sleep(0.01)
+        nothing(ring, number)
+        assert [completion[0] for completion in ring.wait()] == [number]
+    os.close(ring.fd)
+
+
+# --- the calls
+
+def test_both_calls_give_the_same():
+    calls = [abi.Libc(), *([abi.Liburing()] if load_name() == "liburing" else [])]
+    for call in calls:
+        assert call.enter(-1, 0, 0, 0, None) == -errno.EBADF
+        assert call.register(-1, abi.REGISTER_PROBE, 0, 0) in (-errno.EBADF, -errno.EINVAL)
+        params = abi.Params()
+        assert call.setup(0, ctypes.addressof(params)) == -errno.EINVAL
+        params.flags = 1 << 31
+        assert call.setup(8, ctypes.addressof(params)) == -errno.EINVAL
+        params = abi.Params()
+        fd = call.setup(8, ctypes.addressof(params))
+        assert fd >= 0
+        assert call.enter(fd, 0, 0, abi.ENTER_GETEVENTS, None) == 0
+        os.close(fd)
+
+
+def no_liburing(name, *args, **kwargs):
+    if name is not None:
+        raise OSError("liburing.so.2: cannot open shared object file")
+    return ctypes.CDLL(None, *args, **kwargs)
+
+
+def old_liburing(name, *args, **kwargs):
+    return SimpleNamespace(io_uring_setup=None) if name is not None else ctypes.CDLL(None, *args, **kwargs)
+
+
+@pytest.mark.parametrize("library", (no_liburing, old_liburing))
+def test_without_liburing_the_calls_go_through_libc(monkeypatch, library):
+    monkeypatch.setattr(abi.ctypes, "PyDLL", library)
+    assert isinstance(abi.load_calls(), abi.Libc)
+
+
+def test_liburing_can_be_refused():
+    assert isinstance(abi.load_calls(use_liburing=False), abi.Libc)
+
+
+def test_check():
+    assert abi.check(3, "x") == 3
+    with pytest.raises(OSError, match="x: Permission denied") as caught:
+        abi.check(-errno.EACCES, "x")
+    assert caught.value.errno == errno.EACCES
+
+
+# --- what goes wrong
+
+def refusing(**results):
+    """Calls that give these results: setup, enter or register."""
+    class Calls:
+        name = "refusing"
+
+        def __init__(self):
+            self.real = abi.Libc()
+
+        def setup(self, *args):
+            return results.get("setup") or self.real.setup(*args)
+
+        def enter(self, *args):
+            return results.get("enter") or self.real.enter(*args)
+
+        def register(self, fd, opcode, argument, count):
+            return results.get("register", {}).get(opcode) or self.real.register(fd, opcode, argument, count)
+
+    return lambda use_liburing: Calls()
+
+
+def sysctl(value):
+    """Stands in for open() of kernel.io_uring_disabled."""
+    def opened(path):
+        if value is None:
+            raise FileNotFoundError(path)
+        return io.StringIO(value)
+    return opened
+
+
+@pytest.mark.parametrize(("error", "disabled", "says"), (
+    (errno.ENOSYS, None, f"this kernel ({platform.release()}) is too old or has no io_uring: tarweb needs Linux 6.1"),
+    (errno.EINVAL, "0\n", "too old"),
+    (errno.EPERM, "0\n", "seccomp"),
+    (errno.EPERM, None, "seccomp"),
+    (errno.EPERM, "2\n", "kernel.io_uring_disabled is 2; 'sysctl kernel.io_uring_disabled=0' allows it"),
+    (errno.EPERM, "1\n", "kernel.io_uring_disabled is 1"),
+    (errno.ENOMEM, "0\n", "ulimit -l"),
+    (errno.EMFILE, "0\n", "io_uring_setup: Too many open files"),
+))
+def test_failing_setup_is_explained(monkeypatch, error, disabled, says):
+    monkeypatch.setattr(uring, "open", sysctl(disabled), raising=False)
+    monkeypatch.setattr(uring, "load_calls", refusing(setup=-error))
+    with pytest.raises(RingError) as caught:
+        Ring(SLOTS, [0])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_many_connections_for_the_limit_of_files():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        with pytest.raises(RingError, match=r"^1000 connections .*ulimit -n.*--max-connections"):
+            Ring(1000, [0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_missing_operations_are_named(monkeypatch):
+    monkeypatch.setattr(uring, "NEEDED", {"RECV": abi.OP_RECV, "FLY": 200, "SWIM": 201})
+    with pytest.raises(RingError, match=r"cannot do FLY, SWIM: tarweb needs Linux 6\.1"):
+        Ring(SLOTS, [0])
+
+
+def test_missing_features_are_named(monkeypatch):
+    monkeypatch.setattr(uring, "FEATURES", {"NODROP": 2, "TELEPATHY": 1 << 31})
+    with pytest.raises(RingError, match=r"lacks TELEPATHY: tarweb needs Linux 6\.1"):
+        Ring(SLOTS, [0])
+
+
+@pytest.mark.parametrize("opcode", (abi.REGISTER_FILE_ALLOC_RANGE, abi.REGISTER_PBUF_RING, abi.REGISTER_FILES_UPDATE))
+def test_failing_registration_is_an_os_error(monkeypatch, opcode):
+    monkeypatch.setattr(uring, "load_calls", refusing(register={opcode: -errno.ENOMEM}))
+    with pytest.raises(OSError, match="io_uring_register"):
+        Ring(SLOTS, [0])
+
+
+def test_passing_errors_of_enter_are_tried_again(ring, monkeypatch):
+    real, errors = ring.system_enter, [-errno.EINTR, -errno.EAGAIN, -errno.EBUSY]
+
+    def enter(fd, to_submit, min_complete, flags, sigmask):
+        waits = flags & abi.ENTER_GETEVENTS     # a call that only wakes the polling thread cannot fail
+        return errors.pop() if waits and errors else real(fd, to_submit, min_complete, flags, sigmask)
+
+    monkeypatch.setattr(ring, "system_enter", enter)
+    nothing(ring, 1)
+    found = []
+    while not found:
+        found += ring.wait()
+    assert [completion[0] for completion in found] == [1]
+
+
+def test_other_errors_of_enter_are_raised(monkeypatch):
+    ring = Ring(SLOTS, [0], entries=8)
+    monkeypatch.setattr(ring, "system_enter", lambda *_: -errno.EFAULT)
+    with pytest.raises(OSError, match="io_uring_enter: Bad address"):
+        ring.wait()
+    os.close(ring.fd)
+
+
+# --- memory
+
+def test_mapping(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    with path.open("rb") as file:
+        assert abi.map_file(file.fileno(), 0) == 0
+        assert ctypes.string_at(abi.map_file(file.fileno(), 7), 7) == b"content"
+        with pytest.raises(OSError, match="ulimit -v"):
+            abi.map_file(file.fileno(), 1 << 62)
+
+
+def test_address_of():
+    for buffer in (b"abc", bytearray(b"abc"), memoryview(bytearray(b"abc"))):
+        assert ctypes.string_at(abi.address_of(buffer), 3) == b"abc"
+
+
+# --- the kernel's own header
+
+CONSTANTS = {
+    **{f"IORING_OP_{name}": value for name, value in abi.NEEDED.items()},
+    **{f"IORING_FEAT_{name}": value for name, value in abi.FEATURES.items()},
+    "IOSQE_FIXED_FILE": abi.FIXED_FILE, "IOSQE_BUFFER_SELECT": abi.BUFFER_SELECT,
+    "IOSQE_CQE_SKIP_SUCCESS": abi.CQE_SKIP_SUCCESS, "IORING_ACCEPT_MULTISHOT": abi.ACCEPT_MULTISHOT,
+    "IORING_RECV_MULTISHOT": abi.RECV_MULTISHOT, "IORING_FILE_INDEX_ALLOC": abi.FILE_INDEX_ALLOC,
+    "IORING_CQE_F_BUFFER": abi.CQE_BUFFER, "IORING_CQE_F_MORE": abi.CQE_MORE,
+    "IORING_CQE_BUFFER_SHIFT": abi.CQE_BUFFER_SHIFT,
+    **{f"IORING_{name}": getattr(abi, name) for name in (
+        "SETUP_SQPOLL", "SETUP_CQSIZE", "SETUP_SUBMIT_ALL", "SETUP_COOP_TASKRUN", "SETUP_SINGLE_ISSUER",
+        "SETUP_DEFER_TASKRUN", "OFF_SQ_RING", "OFF_SQES", "ENTER_GETEVENTS", "ENTER_SQ_WAKEUP", "ENTER_SQ_WAIT",
+        "SQ_NEED_WAKEUP", "SQ_CQ_OVERFLOW", "REGISTER_FILES2", "REGISTER_FILES_UPDATE", "REGISTER_PROBE",
+        "REGISTER_PBUF_RING", "REGISTER_FILE_ALLOC_RANGE", "RSRC_REGISTER_SPARSE")},
+    "MSG_WAITALL": abi.MSG_WAITALL, "MSG_NOSIGNAL": abi.MSG_NOSIGNAL, "SHUT_RD": abi.SHUT_RD, "SHUT_WR": abi.SHUT_WR,
+    "__NR_io_uring_setup": abi.SYS_SETUP, "__NR_io_uring_enter": abi.SYS_ENTER,
+    "__NR_io_uring_register": abi.SYS_REGISTER, "MADV_POPULATE_READ": abi.MADV_POPULATE_READ,
+    "IO_URING_OP_SUPPORTED": 1,
+}
+STRUCTS = {     # C name -> ours, and how fields of ours are called there where they differ
+    "io_uring_sqe": (abi.Sqe, {"op_flags": "msg_flags", "pad": "__pad2"}),
+    "io_sqring_offsets": (abi.SqOffsets, {"resv1": "", "user_addr": ""}),    # user_addr was resv2 before Linux 6.5
+    "io_cqring_offsets": (abi.CqOffsets, {"resv1": "", "user_addr": ""}),
+    "io_uring_params": (abi.Params, {}),
+    "iovec": (abi.Iovec, {"base": "iov_base", "len": "iov_len"}),
+    "msghdr": (abi.Msghdr, {name: f"msg_{name}" for name, _ in abi.Msghdr._fields_}),
+}
+PACKED = {      # what is packed by hand: C name -> (format, fields in its order)
+    "io_uring_cqe": ("=QiI", ("user_data", "res", "flags")),
+    "io_uring_buf": ("=QIHH", ("addr", "len", "bid", "resv")),
+    "io_uring_buf_reg": ("=QIHH24x", ("ring_addr", "ring_entries", "bgid")),
+    "io_uring_rsrc_register": ("=IIQQQ", ("nr", "flags", "resv2", "data", "tags")),
+    "io_uring_files_update": ("=IIQ", ("offset", "resv", "fds")),
+    "io_uring_file_index_range": ("=IIQ", ("off", "len", "resv")),
+    "io_uring_probe_op": ("=BBHI", ("op", "resv", "flags", "resv2")),
+}
+
+
+def offsets(form, fields):
+    """field -> offset in a packed format."""
+    codes = re.findall(r"\d+x|[A-Za-z]", form)
+    return {field: struct.calcsize("=" + "".join(codes[:i])) for i, field in enumerate(fields)}
+
+
+def expressions():
+    """C expression -> the value that it has to have."""
+    found = {f"(long long)({name})": value for name, value in CONSTANTS.items()}
+    for name, (ours, renamed) in STRUCTS.items():
+        found[f"sizeof(struct {name})"] = ctypes.sizeof(ours)
+        for field, *_ in ours._fields_:
+            if renamed.get(field, field):
+                found[f"offsetof(struct {name}, {renamed.get(field, field)})"] = getattr(ours, field).offset
+    for name, (form, fields) in PACKED.items():
+        found[f"sizeof(struct {name})"] = struct.calcsize(form)
+        for field, offset in offsets(form, fields).items():
+            found[f"offsetof(struct {name}, {field})"] = offset
+    found["offsetof(struct io_uring_buf_ring, tail)"] = 14
+    found["offsetof(struct io_uring_probe, ops)"] = 16
+    return found
+
+
+HEADERS = ("stddef.h", "stdio.h", "sys/mman.h", "sys/socket.h", "sys/syscall.h", "sys/uio.h", "linux/mman.h",
+           "linux/io_uring.h")
+
+
+def header_can_do(compiler):
+    """Whether <linux/io_uring.h> is there, and as new as Linux 6.1."""
+    source = "#include <linux/io_uring.h>\nint x = IORING_SETUP_DEFER_TASKRUN;"
+    return compiler and subprocess.run([compiler, "-fsyntax-only", "-x", "c", "-"], input=source, text=True,
+                                       capture_output=True).returncode == 0
+
+
+COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
+@pytest.mark.skipif(not header_can_do(COMPILER), reason="no C compiler with the io_uring header of Linux 6.1 or newer")
+def test_layouts_are_those_of_the_header(tmp_path):
+    wanted = expressions()
+    lines = [f"#include <{header}>" for header in HEADERS if header != "linux/io_uring.h"]
+    lines += ["#include <linux/io_uring.h>", "int main(void) {"]
+    lines += [f'printf("%lld\\n", (long long)({expression}));' for expression in wanted] + ["}"]
+    source, program = Path(tmp_path / "abi.c"), tmp_path / "abi"
+    source.write_text("\n".join(lines))
+    subprocess.run([COMPILER, source, "-o", program], check=True, timeout=60)
+    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()
+    differing = {expression: (value, int(real) & (1 << 64) - 1)
+                 for (expression, value), real in zip(wanted.items(), printed, strict=True)
+                 if value & (1 << 32) - 1 != int(real) & (1 << 32) - 1}
+    assert not differing

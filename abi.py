@@ -16,9 +16,8 @@ NEEDED = {"SENDMSG": OP_SENDMSG, "TIMEOUT": OP_TIMEOUT, "ACCEPT": OP_ACCEPT, "AS
           "CLOSE": OP_CLOSE, "READ": OP_READ, "SEND": OP_SEND, "RECV": OP_RECV, "SHUTDOWN": OP_SHUTDOWN}
 
 # sqe.flags, sqe.ioprio, cqe.flags
-FIXED_FILE, BUFFER_SELECT, CQE_SKIP_SUCCESS = 1 << 0, 1 << 5, 1 << 6
+BUFFER_SELECT, CQE_SKIP_SUCCESS = 1 << 5, 1 << 6
 ACCEPT_MULTISHOT, RECV_MULTISHOT = 1 << 0, 1 << 1
-FILE_INDEX_ALLOC = 0xFFFFFFFF
 CQE_BUFFER, CQE_MORE, CQE_BUFFER_SHIFT = 1 << 0, 1 << 1, 16
 
 # io_uring_setup, io_uring_enter, io_uring_register
@@ -28,8 +27,7 @@ FEATURES = {"SINGLE_MMAP": 1 << 0, "NODROP": 1 << 1, "SUBMIT_STABLE": 1 << 2, "C
 OFF_SQ_RING, OFF_SQES = 0, 0x10000000
 ENTER_GETEVENTS, ENTER_SQ_WAKEUP, ENTER_SQ_WAIT = 1 << 0, 1 << 1, 1 << 2
 SQ_NEED_WAKEUP, SQ_CQ_OVERFLOW = 1 << 0, 1 << 1
-REGISTER_FILES_UPDATE, REGISTER_PROBE, REGISTER_FILES2 = 6, 8, 13
-REGISTER_PBUF_RING, REGISTER_FILE_ALLOC_RANGE, RSRC_REGISTER_SPARSE = 22, 25, 1
+REGISTER_PROBE, REGISTER_PBUF_RING = 8, 22
 
 # <linux/socket.h>. WAITALL: the kernel itself goes on with a send that found too little room.
 MSG_WAITALL, MSG_NOSIGNAL = 0x100, 0x4000
@@ -94,14 +92,14 @@ for _name, _at in {"fd": 4, "off": 8, "addr": 16, "len": 24, "op_flags": 28, "us
                    "buf_group": 40, "file_index": 44, "addr3": 48}.items():
     assert getattr(Sqe, _name).offset == _at, _name
 
-SQE = struct.Struct("=BBHiQQIIIIHHI16x")       # opcode .. file_index; the 16 pad bytes are written as zeros
-SQE_SEND = struct.Struct("=BBHiQQIIII24x")     # the same up to user_data, all that most operations need
-SQE_CANCEL = struct.Struct("=BBHiQIIIIII24x")  # as SQE_SEND, where addr is the user_data of another operation
+# opcode, flags, ioprio, fd, off, addr, len, op_flags, user_data as (tag, generation); the pad is written as zeros
+SQE = struct.Struct("=BBHiQQIIII24x")
+SQE_CANCEL = struct.Struct("=BBHiQIIIIII24x")  # as SQE, where addr is the user_data of another operation
 CQE = struct.Struct("=IIiI")                   # struct io_uring_cqe: user_data as (tag, generation), res, flags
 BUF = struct.Struct("=QIH")                    # struct io_uring_buf but for its last two bytes: entry 0's are the tail
 MSGHDR = struct.Struct("=QI4xQQQQi4x")         # name, namelen, iov, iovlen, control, controllen, flags
 IOVEC = struct.Struct("=QQ")
-assert (SQE.size, SQE_SEND.size, SQE_CANCEL.size, CQE.size, MSGHDR.size, IOVEC.size) == (64, 64, 64, 16, 56, 16)
+assert (SQE.size, SQE_CANCEL.size, CQE.size, MSGHDR.size, IOVEC.size) == (64, 64, 16, 56, 16)
 
 libc = ctypes.PyDLL(None)
 libc.mmap.restype = ctypes.c_void_p

@@ -5,8 +5,9 @@ to an `on_*` method named for the operation that ended; those arm the next opera
 The way of nearly every request, known bytes in and a ready plan out, is written out inside `run`.
 
 Facts about slots
-  * A slot of the ring's file table is a connection here: `connections[slot]`.
-  * The kernel gives a slot away again as soon as it is closed. So a slot is closed only when no operation on it
+  * A connection's slot is its descriptor, and its place in `connections`: the kernel gives the lowest free number,
+    and the limit of open files is set so that it never gives one beyond the table.
+  * The kernel gives a number away again as soon as it is closed. So a slot is closed only when no operation on it
     is in flight: the receive has ended, the send (there is at most one) and the shutdown have completed.
   * Every completion carries the generation of the connection it was armed for. One that is not the slot's
     present generation would be a bug of ours; it is dropped and counted, never acted on.
@@ -19,7 +20,7 @@ import struct
 import time
 
 import http1
-from abi import CQE_BUFFER, CQE_BUFFER_SHIFT, CQE_MORE, FIXED_FILE, OP_SENDMSG, SEND_FLAGS, SHUT_RD, SHUT_WR, SQE_SEND
+from abi import CQE_BUFFER, CQE_BUFFER_SHIFT, CQE_MORE, OP_SENDMSG, SEND_FLAGS, SHUT_RD, SHUT_WR, SQE
 from plan import PIECE
 from reply import Reply
 from state import (
@@ -32,30 +33,31 @@ log = logging.getLogger("tarweb")
 MAX_PENDING = 32 * 1024     # bytes received and not yet answered; above that nothing more is read from the connection
 BACKLOG = 511               # connections that wait in the kernel to be accepted: as in nginx
 RESERVE = 2 * BACKLOG       # a multishot accept may take this many connections before a cancel reaches it
-LINGER_SECONDS = 10         # how long a client that is still sending is listened to after its last response
+LINGER_SECONDS = 10         # how long a client that may still be sending is listened to after its last response
+LINGER_SIZE = 64 * 1024     # bytes of a response that is surely still on its way when it has been sent
 SEND_GRACE = 10             # seconds that any send may take, whatever the rate floor says
 RECLAIM_BATCH = 64          # idle connections looked for at a time when the table is full
 
-# Tags: the operation in bits 24-31, the slot in bits 0-23. A receive's tag is its slot: the loop looks at those most.
+# Tags: the operation in bits 24-31, the descriptor in bits 0-23. A receive's tag is its slot alone.
 RECV, SEND, ACCEPT, SHUTDOWN, CANCEL, CLOSE, TICK, SIGNAL = (operation << 24 for operation in range(8))
 SLOT = (1 << 24) - 1
 GENERATIONS = (1 << 31) - 1
 
 
 class Worker:
-    """Serves `responder`'s archive on `listeners` (slots of the ring's file table) until told to stop."""
+    """Serves `responder`'s archive on `listeners` until told to stop, in descriptors below `slots`."""
 
-    def __init__(self, ring, responder, planner, limits, listeners, signals):
+    def __init__(self, ring, responder, planner, limits, listeners, signals, slots):
         self.ring = ring
         self.reply = responder.reply
         self.error_reply = responder.error
         self.planner = planner
         self.limits = limits
-        self.connections = [Connection(slot) for slot in range(limits.slots(len(listeners)))]
+        self.connections = [Connection(slot) for slot in range(slots)]
         self.live = 0
         self.parked = []                            # accepted beyond the limit: not read from until there is room
-        self.listeners = dict.fromkeys(listeners)   # slot -> "multishot", "single" or None, as armed
-        self.signals = signals                      # slot of the pipe that a byte comes through for each signal
+        self.listeners = dict.fromkeys(listeners)   # descriptor -> "multishot", "single" or None, as armed
+        self.signals = signals                      # the pipe that a byte comes through for each signal
         self.signal_byte = bytearray(1)
         self.timespec = bytearray(16)
         self.now = int(time.monotonic())
@@ -72,7 +74,7 @@ class Worker:
         ring, connections = self.ring, self.connections
         known = self.planner.by_request.get
         pool, buffer_size, buffer_order, buffer_mask = ring.pool, ring.buffer_size, ring.order, ring.buffer_mask
-        sqes, sqe_mask, write_sqe = ring.sqes, ring.mask, SQE_SEND.pack_into
+        sqes, sqe_mask, write_sqe = ring.sqes, ring.mask, SQE.pack_into
         responding, idle = IDLE[REQUEST], RESPONSE[SENT]
         self.begin()
         while self.stop_at is None or (self.live or self.listeners) and self.now < self.stop_at:
@@ -100,7 +102,7 @@ class Worker:
                             connection.plan = plan
                             if ring.tail == ring.room:
                                 ring.flush()
-                            write_sqe(sqes, (ring.tail & sqe_mask) << 6, OP_SENDMSG, FIXED_FILE, 0, tag, 0,
+                            write_sqe(sqes, (ring.tail & sqe_mask) << 6, OP_SENDMSG, 0, 0, tag, 0,
                                       plan.address, 1, SEND_FLAGS, SEND + tag, generation)
                             ring.tail += 1
                             if not flags & CQE_MORE:
@@ -382,7 +384,8 @@ class Worker:
     def finish(self, connection):
         """After the last response. Closing at once would reset the connection if the client were still sending,
         and the reset could overtake the response (RFC 9112 section 9.6): then close our side and listen on."""
-        if connection.at_end or not (connection.unread or connection.pending):
+        on_its_way = connection.plan.total > LINGER_SIZE and self.stop_at is None
+        if connection.at_end or not (connection.unread or connection.pending or on_its_way):
             self.end(connection, sending=False)
             return
         self.move(connection, LAST)

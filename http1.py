@@ -115,6 +115,7 @@ def parse_head(head):
     fields = remembered_fields(block) if len(block) <= MEMO_BLOCK else parse_fields(block)
     if minor == b"0":
         connection = b"keep-alive" if fields.keep_alive and not fields.close else b"close"
+        fields = fields._replace(expect=None)       # RFC 9110 section 10.1.1: not for HTTP/1.0
     else:
         connection = b"close" if fields.close else b""
         if fields.host is None:
@@ -254,7 +255,6 @@ def acceptable_codings(value):
 # --- bodies that are read past
 
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[\t ]*;[\t -~\x80-\xff]*)?")     # RFC 9112 section 7.1
-TRAILER = re.compile(rb"%b:[\t -~\x80-\xff]*+" % TOKEN)
 
 
 class Body:

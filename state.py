@@ -73,7 +73,3 @@ class Limits:
         self.keepalive_timeout = keepalive_timeout  # between requests
         self.min_rate = min_rate                    # bytes a second below which a reader is cut off
         self.drain = drain                          # what is in flight at the end may take this long
-
-    def slots(self, listeners):
-        """How many slots the connections need: near the limit each listener accepts singly, so each may be one over."""
-        return self.max_connections + listeners

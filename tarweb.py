@@ -29,6 +29,8 @@ __version__ = "0.1.0"
 
 LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG, "trace": 5}
 EXIT_FAILURE, EXIT_USAGE = 1, 2
+DEFAULT_CONNECTIONS = 4096
+MAX_OPEN_AT_START = 4096        # descriptors looked at for those that are open: two for each worker, and a few
 
 log = logging.getLogger("tarweb")
 
@@ -97,7 +99,7 @@ def parse_arguments(argv=None):
         help='Cache-Control of every file; "" for none (default: no-cache, which is: keep, but ask if it has changed)')
     add("--threads", metavar="N", type=number(1, 1024), default=1,
         help="worker processes, each with a ring (default: 1)")
-    add("--max-connections", metavar="N", type=number(1, 1 << 20), default=4096,
+    add("--max-connections", metavar="N", type=number(1, 1 << 20),
         help="connections at a time, for each worker; beyond it idle ones are closed, or new ones wait (default: 4096)")
     limits = parser.add_argument_group("patience")
     add = limits.add_argument
@@ -189,9 +191,36 @@ def url(listener):
 # --- serving
 
 def raise_file_limit():
-    """Slots of a ring's file table count against the limit of open files."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def limit_connections(wanted):
+    """How many connections there may be: `wanted`, or where that is None the default or what the machine allows.
+
+    Gives (connections, slots), and sets the limit of open files to `slots`: no descriptor will be as large as that.
+    Raises UsageError.
+    """
+    first = max(fd for fd in range(MAX_OPEN_AT_START) if is_open(fd)) + 1
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    connections = wanted or DEFAULT_CONNECTIONS
+    slots = first + connections + 1
+    if hard != resource.RLIM_INFINITY and slots > hard and os.geteuid() != 0:
+        if wanted:
+            raise UsageError(f"--max-connections {wanted} is more than the limit of open files ({hard}) allows: "
+                             "raise it (ulimit -n) or ask for fewer")
+        slots, connections = hard, hard - first - 1
+        log.warning("the limit of open files (ulimit -n) allows for %d connections only", connections)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (slots, hard if hard == resource.RLIM_INFINITY else max(hard, slots)))
+    return connections, slots
+
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def signal_pipe():
@@ -206,15 +235,16 @@ def signal_pipe():
 
 def serve(archive, address, listener, arguments, ready):
     """One worker: its ring, then requests until a signal ends it. `ready` is called when it can take them."""
-    limits = Limits(arguments.max_connections, arguments.header_timeout, arguments.keepalive_timeout,
-                    arguments.min_rate, arguments.drain)
-    slots = limits.slots(1)
+    signals = signal_pipe()
     kind = PolledRing if arguments.sqpoll_ms else Ring
-    ring = kind(slots, [listener.fileno(), signal_pipe()], entries=arguments.ring_size, sqpoll_ms=arguments.sqpoll_ms,
-                busyloop=arguments.busyloop, use_liburing=not arguments.no_liburing)
+    ring = kind(arguments.max_connections or DEFAULT_CONNECTIONS, entries=arguments.ring_size,
+                sqpoll_ms=arguments.sqpoll_ms, busyloop=arguments.busyloop, use_liburing=not arguments.no_liburing)
+    connections, slots = limit_connections(arguments.max_connections)
+    limits = Limits(connections, arguments.header_timeout, arguments.keepalive_timeout, arguments.min_rate,
+                    arguments.drain)
     responder = Responder(archive, arguments.cache_control)
     planner = Planner(address, responder.spell_out, b"tarweb", time.time())
-    worker = Worker(ring, responder, planner, limits, [slots], slots + 1)
+    worker = Worker(ring, responder, planner, limits, [listener.fileno()], signals, slots)
     # Nothing in the loop makes reference cycles, so the collector stays off. Frozen pages stay shared between workers.
     gc.collect()
     gc.freeze()
@@ -253,7 +283,7 @@ def run_worker(archive, address, listener, arguments, write_end):
     try:
         serve(archive, address, listener, arguments, lambda: os.write(write_end, b"1"))
         return 0
-    except RingError as error:
+    except (RingError, UsageError) as error:
         log.error("%s", error)
     except BaseException:
         log.exception("worker")

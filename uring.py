@@ -1,4 +1,4 @@
-"""io_uring from Python: one ring, its file table and its receive buffers.
+"""io_uring from Python: one ring and its receive buffers.
 
 Nothing here knows about HTTP. The caller arms operations (`arm_*`) and takes completions (`wait`); all but one
 system call for each batch is reads and writes of memory that the ring shares with the kernel.
@@ -24,11 +24,11 @@ import time
 
 from abi import (
     ACCEPT_MULTISHOT, BUF, BUFFER_SELECT, CQE, CQE_SKIP_SUCCESS, ENTER_GETEVENTS, ENTER_SQ_WAIT, ENTER_SQ_WAKEUP,
-    FEATURES, FILE_INDEX_ALLOC, FIXED_FILE, MAX_CQ_ENTRIES, NEEDED, OFF_SQ_RING, OFF_SQES, OP_ACCEPT, OP_ASYNC_CANCEL,
+    FEATURES, MAX_CQ_ENTRIES, NEEDED, OFF_SQ_RING, OFF_SQES, OP_ACCEPT, OP_ASYNC_CANCEL,
     OP_CLOSE, OP_READ, OP_RECV, OP_SEND, OP_SENDMSG, OP_SHUTDOWN, OP_TIMEOUT, RECV_MULTISHOT,
-    REGISTER_FILE_ALLOC_RANGE, REGISTER_FILES2, REGISTER_FILES_UPDATE, REGISTER_PBUF_RING, REGISTER_PROBE,
-    RSRC_REGISTER_SPARSE, SEND_FLAGS, SETUP_COOP_TASKRUN, SETUP_CQSIZE, SETUP_DEFER_TASKRUN, SETUP_SINGLE_ISSUER,
-    SETUP_SQPOLL, SETUP_SUBMIT_ALL, SQ_CQ_OVERFLOW, SQ_NEED_WAKEUP, SQE, SQE_CANCEL, SQE_SEND, Params,
+    REGISTER_PBUF_RING, REGISTER_PROBE,
+    SEND_FLAGS, SETUP_COOP_TASKRUN, SETUP_CQSIZE, SETUP_DEFER_TASKRUN, SETUP_SINGLE_ISSUER,
+    SETUP_SQPOLL, SETUP_SUBMIT_ALL, SQ_CQ_OVERFLOW, SQ_NEED_WAKEUP, SQE_CANCEL, SQE, Params,
     address_of, check, load_calls,
 )
 
@@ -74,17 +74,21 @@ def fence():
 # --- the ring
 
 class Ring:
-    """One io_uring with its file table and its receive buffers.
+    """One io_uring and its receive buffers, for about so many `connections` at a time.
 
-    `connections` slots of the file table are for accepted sockets, numbered from 0; `files` (descriptors) get
-    the slots after them. Completions carry the (tag, generation) that the operation was armed with.
-    Raises RingError where the kernel cannot do it.
+    Completions carry the (tag, generation) that the operation was armed with. Raises RingError where the kernel
+    cannot do it.
+
+    Files are plain descriptors, not slots of a table registered with the ring. Before Linux 6.13 a file taken out of
+    such a table stays open until every operation armed before on any of its files has ended, and multishot
+    operations do not end: closed connections would never see the close. (Seen on 6.1 and 6.12; on 6.18 plain
+    descriptors cost nothing that could be measured.)
     """
 
     mode = SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN | SETUP_COOP_TASKRUN
     fenced = False
 
-    def __init__(self, connections, files, *, entries=1024, buffers=256, buffer_size=4096,
+    def __init__(self, connections, *, entries=1024, buffers=256, buffer_size=4096,
                  sqpoll_ms=0, busyloop=0.0, use_liburing=True):
         self.calls = load_calls(use_liburing)
         self.system_enter = self.calls.enter
@@ -92,7 +96,6 @@ class Ring:
         self.fd = self.setup(entries, connections, sqpoll_ms)
         self.map_queues()
         self.probe()
-        self.register_files(connections, files)
         self.register_buffers(buffers, buffer_size)
 
     # start-up
@@ -140,20 +143,6 @@ class Ring:
     def register(self, opcode, argument, count):
         return self.calls.register(self.fd, opcode, address_of(argument), count)
 
-    def register_files(self, connections, files):
-        """A sparse table; accept chooses among the first `connections` slots, `files` follow them."""
-        sparse = bytearray(struct.pack("=IIQQQ", connections + len(files), RSRC_REGISTER_SPARSE, 0, 0, 0))
-        result = self.register(REGISTER_FILES2, sparse, len(sparse))
-        if result == -errno.EMFILE:
-            raise RingError(f"{connections} connections are more than the limit of open files allows: "
-                            "raise it (ulimit -n) or lower --max-connections")
-        check(result, "io_uring_register(FILES2)")
-        alloc = bytearray(struct.pack("=IIQ", 0, connections, 0))
-        check(self.register(REGISTER_FILE_ALLOC_RANGE, alloc, 0), "io_uring_register(FILE_ALLOC_RANGE)")
-        fds = bytearray(struct.pack(f"={len(files)}i", *files))
-        update = bytearray(struct.pack("=IIQ", connections, 0, address_of(fds)))
-        check(self.register(REGISTER_FILES_UPDATE, update, len(files)), "io_uring_register(FILES_UPDATE)")
-
     def register_buffers(self, count, size):
         """`count` (a power of two) receive buffers of `size` bytes, in a ring that the kernel takes them from."""
         self.buffer_size, self.buffer_mask = size, count - 1
@@ -195,26 +184,26 @@ class Ring:
         self.tail += 1
         return at
 
-    def arm_accept(self, tag, slot, multishot):
-        SQE.pack_into(self.sqes, self.place(), OP_ACCEPT, FIXED_FILE, ACCEPT_MULTISHOT if multishot else 0, slot,
-                      0, 0, 0, 0, tag, 0, 0, 0, FILE_INDEX_ALLOC)
+    def arm_accept(self, tag, fd, multishot):
+        SQE.pack_into(self.sqes, self.place(), OP_ACCEPT, 0, ACCEPT_MULTISHOT if multishot else 0, fd,
+                           0, 0, 0, 0, tag, 0)
 
-    def arm_recv(self, tag, generation, slot, multishot=True):
+    def arm_recv(self, tag, generation, fd, multishot=True):
         """Multishot: one completion for each piece received, until one comes without CQE_MORE."""
-        SQE_SEND.pack_into(self.sqes, self.place(), OP_RECV, FIXED_FILE | BUFFER_SELECT,
-                           RECV_MULTISHOT if multishot else 0, slot, 0, 0, 0, 0, tag, generation)
+        SQE.pack_into(self.sqes, self.place(), OP_RECV, BUFFER_SELECT,
+                           RECV_MULTISHOT if multishot else 0, fd, 0, 0, 0, 0, tag, generation)
 
-    def arm_sendmsg(self, tag, generation, slot, msghdr):
-        SQE_SEND.pack_into(self.sqes, self.place(), OP_SENDMSG, FIXED_FILE, 0, slot,
+    def arm_sendmsg(self, tag, generation, fd, msghdr):
+        SQE.pack_into(self.sqes, self.place(), OP_SENDMSG, 0, 0, fd,
                            0, msghdr, 1, SEND_FLAGS, tag, generation)
 
-    def arm_send(self, tag, generation, slot, address, length):
-        SQE_SEND.pack_into(self.sqes, self.place(), OP_SEND, FIXED_FILE, 0, slot,
+    def arm_send(self, tag, generation, fd, address, length):
+        SQE.pack_into(self.sqes, self.place(), OP_SEND, 0, 0, fd,
                            0, address, length, SEND_FLAGS, tag, generation)
 
-    def arm_shutdown(self, tag, generation, slot, how):
+    def arm_shutdown(self, tag, generation, fd, how):
         """shutdown(2). The kernel always gives this to a worker thread of its own: not for the common path."""
-        SQE_SEND.pack_into(self.sqes, self.place(), OP_SHUTDOWN, FIXED_FILE, 0, slot,
+        SQE.pack_into(self.sqes, self.place(), OP_SHUTDOWN, 0, 0, fd,
                            0, 0, how, 0, tag, generation)
 
     def arm_cancel(self, tag, target_tag, target_generation):
@@ -222,19 +211,18 @@ class Ring:
         SQE_CANCEL.pack_into(self.sqes, self.place(), OP_ASYNC_CANCEL, CQE_SKIP_SUCCESS, 0, -1,
                              0, target_tag, target_generation, 0, 0, tag, 0)
 
-    def arm_close(self, tag, generation, slot):
-        """Free a slot. No completion unless it fails: the slot's next one is that of an accept."""
-        SQE.pack_into(self.sqes, self.place(), OP_CLOSE, CQE_SKIP_SUCCESS, 0, 0,
-                      0, 0, 0, 0, tag, generation, 0, 0, slot + 1)
+    def arm_close(self, tag, generation, fd):
+        """Close. No completion unless it fails: the descriptor's next one is that of an accept."""
+        SQE.pack_into(self.sqes, self.place(), OP_CLOSE, CQE_SKIP_SUCCESS, 0, fd, 0, 0, 0, 0, tag, generation)
 
-    def arm_read(self, tag, slot, buffer):
+    def arm_read(self, tag, fd, buffer):
         """Read from a pipe into `buffer` (writable, kept alive by the caller)."""
-        SQE_SEND.pack_into(self.sqes, self.place(), OP_READ, FIXED_FILE, 0, slot,
+        SQE.pack_into(self.sqes, self.place(), OP_READ, 0, 0, fd,
                            (1 << 64) - 1, address_of(buffer), len(buffer), 0, tag, 0)
 
     def arm_timeout(self, tag, timespec):
         """One completion after `timespec` (struct __kernel_timespec in a bytearray, kept alive by the caller)."""
-        SQE_SEND.pack_into(self.sqes, self.place(), OP_TIMEOUT, 0, 0, -1, 0, address_of(timespec), 1, 0, tag, 0)
+        SQE.pack_into(self.sqes, self.place(), OP_TIMEOUT, 0, 0, -1, 0, address_of(timespec), 1, 0, tag, 0)
 
     # submitting and completing
 

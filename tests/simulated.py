@@ -26,7 +26,7 @@ RING_BYTES = 128            # heads, tails and flags, before the completion queu
 SQ_HEAD, SQ_TAIL, SQ_FLAGS, CQ_HEAD, CQ_TAIL = 0, 1, 4, 16, 17        # places of the words, in words
 NONEMPTY = 1 << 2           # of a receive: nothing that we look at
 STREAMS = (abi.OP_RECV, abi.OP_SEND, abi.OP_SENDMSG)
-OPERATION = struct.Struct("=BBHiQQIIIIHHI16x")
+OPERATION = struct.Struct("=BBHiQQIIII24x")
 
 
 class Socket:
@@ -115,16 +115,6 @@ class Kernel:
         assert fd == self.fd
         if opcode == abi.REGISTER_PROBE:
             ctypes.memset(address, 1, 16 + 8 * count)
-        elif opcode == abi.REGISTER_FILES2:
-            self.files = struct.unpack("=IIQQQ", ctypes.string_at(address, count))[0]
-        elif opcode == abi.REGISTER_FILE_ALLOC_RANGE:
-            start, self.slots, _ = struct.unpack("=IIQ", ctypes.string_at(address, 16))
-            assert start == 0
-        elif opcode == abi.REGISTER_FILES_UPDATE:
-            start, _, fds = struct.unpack("=IIQ", ctypes.string_at(address, 16))
-            assert start == self.slots and start + count == self.files
-            kinds = struct.unpack(f"={count}i", ctypes.string_at(fds, 4 * count))
-            self.listeners = {start + i: Listener() for i, kind in enumerate(kinds) if kind >= 0}
         elif opcode == abi.REGISTER_PBUF_RING:
             self.buffer_ring, self.buffers = struct.unpack("=QI", ctypes.string_at(address, 12))
             self.buffer_head = 0
@@ -199,15 +189,13 @@ class Kernel:
     def take(self):
         """Begin the operation at the head of the submission queue."""
         place = self.words[(RING_BYTES + 16 * self.cq_entries) // 4 + (self.sq_head & self.entries - 1)]
-        (code, flags, ioprio, fd, off, address, length, op_flags, tag, generation, _, _,
-         file_index) = OPERATION.unpack_from(self.sqes, 64 * place)
+        code, flags, ioprio, slot, off, address, length, op_flags, tag, generation = OPERATION.unpack_from(
+            self.sqes, 64 * place)
         self.sq_head += 1
         self.words[SQ_HEAD] = self.sq_head
-        slot = file_index - 1 if code == abi.OP_CLOSE else fd
         operation = Operation(code, slot, (tag, generation), self.clock.now)
         if code in STREAMS:
             assert slot in self.sockets, f"{code} on free slot {slot}"
-            assert flags & abi.FIXED_FILE
             receives = code == abi.OP_RECV
             assert not self.in_flight(slot, (code,) if receives else STREAMS[1:]), f"second {code} on slot {slot}"
             if receives:
@@ -221,7 +209,7 @@ class Kernel:
                 self.sockets[slot].sent_at = self.clock.now
             self.operations.append(operation)
         elif code == abi.OP_ACCEPT:
-            assert slot in self.listeners and flags & abi.FIXED_FILE and file_index == abi.FILE_INDEX_ALLOC
+            assert slot in self.listeners and not flags
             assert not self.in_flight(slot, (code,)), "second accept"
             self.counts["multishot accept" if ioprio == abi.ACCEPT_MULTISHOT else "accept"] += 1
             operation.multishot = ioprio == abi.ACCEPT_MULTISHOT
@@ -237,7 +225,7 @@ class Kernel:
             assert flags == abi.CQE_SKIP_SUCCESS
             self.close_slot(slot)
         elif code == abi.OP_READ:
-            assert slot == self.files - 1 and length == 1 and off == (1 << 64) - 1
+            assert slot == self.signal_pipe and length == 1 and off == (1 << 64) - 1
             operation.address = address
             self.operations.append(operation)
         elif code == abi.OP_TIMEOUT:
@@ -397,9 +385,12 @@ def read(segments, start, size):
 
 def make_ring(kernel, connections, listeners, kind=uring.Ring, **options):
     """A uring.Ring on `kernel`: slots for `connections`, then `listeners` listening ones, then one for signals."""
+    kernel.slots = connections
+    kernel.listeners = {connections + i: Listener() for i in range(listeners)}
+    kernel.signal_pipe = connections + listeners
     original = uring.load_calls
     uring.load_calls = lambda use_liburing: kernel
     try:
-        return kind(connections, [0] * listeners + [-1], **options)
+        return kind(connections, **options)
     finally:
         uring.load_calls = original

@@ -200,3 +200,10 @@ def test_100_continue_without_a_body_is_just_answered(server):
     with server.connect() as client:
         response = client.ask("/next", expect="100-continue")
         assert (response.status, response.body) == (200, FILES["next"])
+
+
+def test_http_1_0_has_no_100_continue(server):
+    with server.connect() as client:
+        client.send(b"GET /next HTTP/1.0\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello")
+        response = client.response()
+        assert (response.status, response.interim) == (200, [])

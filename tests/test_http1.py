@@ -383,7 +383,7 @@ def test_the_longest_head(size, status):
 
 
 @pytest.mark.parametrize(("start", "status"), [
-    (b"a" * (MAX_LINE + 3), 414),
+    (b"a" * (MAX_LINE + 2), 414),
     (b"GET /" + b"a" * MAX_HEAD, 414),
     (b"GET / HTTP/1.1\r\nX: " + b"a" * MAX_HEAD, 431),
     (b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * (MAX_HEAD // 6), 431),
@@ -401,6 +401,7 @@ def test_what_comes_behind_a_head_is_not_counted_as_head():
 
 
 def test_an_unfinished_head_is_waited_for():
+    assert http1.find_head(b"a" * MAX_LINE + b"\r", 0) == -1
     for raw in (head(), head(b"X: 1")):
         for end in range(len(raw)):
             assert read([raw[:end]]) == (None, raw[:end]), end

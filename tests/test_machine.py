@@ -73,14 +73,14 @@ def small(monkeypatch):
 
 def make_worker(kernel, clock, limits, listeners=1, kind=Ring, **options):
     """A Worker over a simulated ring, serving FILES."""
-    slots = limits.slots(listeners)
+    slots = limits.max_connections + listeners
     ring = make_ring(kernel, slots, listeners, kind, **options)
     index = {path: Resource(Representation(offset, length, 0, "", b"text/plain", b'"x"'), ())
              for path, (offset, length) in FILES.items()}
     archive = SimpleNamespace(find={**index, b"/dir": Redirect(b"/dir/")}.get)
     responder = Responder(archive, b"")
     planner = Planner(abi.address_of(MEMORY), responder.spell_out, b"tarweb", clock.time())
-    return Worker(ring, responder, planner, limits, list(range(slots, slots + listeners)), slots + listeners)
+    return Worker(ring, responder, planner, limits, list(range(slots, slots + listeners)), slots + listeners, slots)
 
 
 # --- what clients send, and what they ought to get
@@ -448,7 +448,7 @@ class World:
         unseen = list(kernel.unseen)
         live = 0
         armed = self.armed()
-        closing = {entry.file_index - 1 for entry in armed if entry.opcode == abi.OP_CLOSE}
+        closing = {entry.fd for entry in armed if entry.opcode == abi.OP_CLOSE}
         self.armed_users = {tuple(entry.user_data) for entry in armed}
         fresh = {result for user, _, result, _ in unseen if user[0] & ~conn.SLOT == conn.ACCEPT and result >= 0}
         for connection in worker.connections:

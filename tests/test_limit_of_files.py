@@ -1,0 +1,42 @@
+"""How many connections the limit of open files allows for."""
+
+import resource
+
+import pytest
+
+import tarweb
+
+FIRST = 10      # the highest descriptor open at start, plus one
+
+
+@pytest.fixture
+def limit(monkeypatch):
+    """limit(hard, root) makes that the limit; gives the list that every new limit is appended to."""
+    def begin(hard, root=False):
+        now = []
+        monkeypatch.setattr(tarweb, "is_open", lambda fd: fd < FIRST)
+        monkeypatch.setattr(tarweb.os, "geteuid", lambda: 0 if root else 1000)
+        monkeypatch.setattr(tarweb.resource, "getrlimit", lambda _: (hard, hard))
+        monkeypatch.setattr(tarweb.resource, "setrlimit", lambda _, both: now.append(both))
+        return now
+    return begin
+
+
+@pytest.mark.parametrize(("hard", "root", "wanted", "connections", "becomes"), (
+    (20000, False, None, 4096, (FIRST + 4097, 20000)),
+    (20000, False, 100, 100, (FIRST + 101, 20000)),
+    (resource.RLIM_INFINITY, False, 100, 100, (FIRST + 101, resource.RLIM_INFINITY)),
+    (1024, False, None, 1024 - FIRST - 1, (1024, 1024)),                    # the default gives way
+    (1024, True, None, 4096, (FIRST + 4097, FIRST + 4097)),                 # root raises the limit
+    (1024, True, 5000, 5000, (FIRST + 5001, FIRST + 5001)),
+))
+def test_connections_and_slots(limit, hard, root, wanted, connections, becomes):
+    now = limit(hard, root)
+    assert tarweb.limit_connections(wanted) == (connections, becomes[0])
+    assert now == [becomes]
+
+
+def test_what_was_asked_for_does_not_give_way(limit):
+    limit(1024)
+    with pytest.raises(tarweb.UsageError, match=r"--max-connections 5000 .*1024.*ulimit -n"):
+        tarweb.limit_connections(5000)

@@ -34,7 +34,7 @@ MAX_PENDING = 32 * 1024     # bytes received and not yet answered; above that no
 BACKLOG = 511               # connections that wait in the kernel to be accepted: as in nginx
 RESERVE = 2 * BACKLOG       # a multishot accept may take this many connections before a cancel reaches it
 LINGER_SECONDS = 10         # how long a client that may still be sending is listened to after its last response
-LINGER_SIZE = 64 * 1024     # bytes of a response that is surely still on its way when it has been sent
+LINGER_SIZE = 64 * 1024     # a response of more bytes may still be on its way when the kernel has taken it
 SEND_GRACE = 10             # seconds that any send may take, whatever the rate floor says
 RECLAIM_BATCH = 64          # idle connections looked for at a time when the table is full
 

@@ -211,7 +211,12 @@ def limit_connections(wanted):
                              "raise it (ulimit -n) or ask for fewer")
         slots, connections = hard, hard - first - 1
         log.warning("the limit of open files (ulimit -n) allows for %d connections only", connections)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (slots, hard if hard == resource.RLIM_INFINITY else max(hard, slots)))
+    highest = hard if hard == resource.RLIM_INFINITY else max(hard, slots)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (slots, highest))
+    except (OSError, ValueError):
+        raise UsageError(f"--max-connections {connections} is more than the system allows a process to open: "
+                         "raise it (sysctl fs.nr_open) or ask for fewer") from None
     return connections, slots
 
 

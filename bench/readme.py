@@ -34,8 +34,9 @@ def figures_block(results):
             cpu = [f"{report.median(case, server, 'cpu'):.3g}" for server in ("tarweb", report.REFERENCE)]
             rows.append([case["title"], *cpu, report.spread(found)])
     machine = results["machine"]
-    source = f"One worker each, one core ({machine['CPU']}, Linux {machine['kernel']}, Python {machine['Python']}); " \
-        "smaller is better. All cases, the other servers and what falls short: [bench/RESULTS.md](bench/RESULTS.md)."
+    source = f"Smaller is better. One worker each ({machine['CPU']}; {machine['kernel']}; {machine['Python']}).\n" \
+        "All cases, the other servers and the targets: [bench/RESULTS.md](bench/RESULTS.md);\n" \
+        "what falls short of them, and why: [bench/README.md](bench/README.md)."
     return f"{report.table(['CPU µs for each request', 'tarweb', 'nginx', 'ratio (min - max)'], rows)}\n\n{source}"
 
 

@@ -40,3 +40,14 @@ def test_what_was_asked_for_does_not_give_way(limit):
     limit(1024)
     with pytest.raises(tarweb.UsageError, match=r"--max-connections 5000 .*1024.*ulimit -n"):
         tarweb.limit_connections(5000)
+
+
+@pytest.mark.parametrize("error", (OSError, ValueError))
+def test_what_the_system_refuses_is_explained(limit, monkeypatch, error):
+    def refuse(*_):
+        raise error
+
+    limit(1024, root=True)
+    monkeypatch.setattr(tarweb.resource, "setrlimit", refuse)
+    with pytest.raises(tarweb.UsageError, match=r"--max-connections 2000000 .*fs\.nr_open"):
+        tarweb.limit_connections(2_000_000)

@@ -368,7 +368,7 @@ class Worker:
 
     def on_response_end(self, connection, plan):
         """The whole of a response is sent: on to the next request, or to the end."""
-        if connection.state is RESPONSE and (plan.close or self.stop_at is not None):
+        if connection.state is RESPONSE and (plan.close or self.stop_at is not None and not connection.pending):
             self.finish(connection)
             return
         self.move(connection, SENT)

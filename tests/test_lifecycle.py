@@ -129,6 +129,20 @@ def test_a_download_in_flight_is_finished_first(start, huge_site, mode):
         server.wait(10)
 
 
+def test_what_was_asked_behind_a_download_is_answered_too(start, huge_site):
+    server = start(huge_site, "--drain", "60")
+    with server.connect(rcvbuf=32_768) as client:
+        client.send(request("/huge.bin") + request("/nothing"))
+        client.pending = client.sock.recv(1000)
+        server.signal()
+        wait_until(lambda: refused(server.port))
+        assert client.response().body == HUGE
+        last = client.response()
+        assert (last.status, last.headers["connection"]) == (404, "close")
+        assert client.at_end()
+        server.wait(10)
+
+
 def test_draining_ends_even_when_a_client_does_not_read(start, huge_site):
     server = start(huge_site, "--drain", "1", "--min-rate", "1")
     with server.connect(rcvbuf=32_768) as client:

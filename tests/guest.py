@@ -211,7 +211,7 @@ def image(arch, what):
 
 def project():
     """Guest path -> file, of the server."""
-    return {f"work/{path.name}": path for path in ROOT.glob("*.py")}
+    return {f"guest/{path.name}": path for path in ROOT.glob("*.py")}
 
 
 # --- kernels -------------------------------------------------------------------------------------------------------
@@ -280,13 +280,13 @@ class Result:
 
 
 def boot(prepared, script, *arguments, files=None, load=(), timeout=60, memory=1024):
-    """Boot, load the modules `load`, run `script` in /work; `files` maps guest paths to files. `timeout`: seconds
+    """Boot, load the modules `load`, run `script` in /guest; `files` maps guest paths to files. `timeout`: seconds
     for the script, which a boot precedes. Raises GuestFailed."""
     program, machine, console = MACHINES[prepared.arch]
     order = {"script": Path(script).name, "arguments": arguments, "timeout": timeout}
     members = [("init", stat.S_IFREG | 0o755, (TESTS / "guest_init.py").read_bytes()),
                ("order.json", stat.S_IFREG | 0o644, json.dumps(order).encode())]
-    for path, source in ((files or {}) | {f"work/{Path(script).name}": script}).items():
+    for path, source in ((files or {}) | {f"guest/{Path(script).name}": script}).items():
         members.append((path, stat.S_IFREG | 0o644, Path(source).read_bytes()))
     for i, (name, content) in enumerate(modules(prepared, load).items()):
         members.append((f"modules/{i:02}-{name}.ko", stat.S_IFREG | 0o644, content))

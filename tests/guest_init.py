@@ -53,7 +53,7 @@ def run(order):
     """The script's exit status (None when it took too long) and its output. A file takes the output, because a pipe
     would be held open by what the script leaves running."""
     with open("/output", "w+b") as output:
-        process = subprocess.Popen([sys.executable, order["script"], *order["arguments"]], cwd="/work", stdout=output,
+        process = subprocess.Popen([sys.executable, order["script"], *order["arguments"]], cwd="/guest", stdout=output,
                                    stdin=subprocess.DEVNULL, stderr=output)
         try:
             status = process.wait(order["timeout"])

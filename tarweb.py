@@ -204,20 +204,22 @@ def limit_connections(wanted):
     first = max(fd for fd in range(MAX_OPEN_AT_START) if is_open(fd)) + 1
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     connections = wanted or DEFAULT_CONNECTIONS
-    slots = first + connections + 1
-    if hard != resource.RLIM_INFINITY and slots > hard and os.geteuid() != 0:
+    try:
+        return connections, limit_files(first + connections + 1, hard)
+    except (OSError, ValueError):               # more than `hard`, and not root's to raise; or more than fs.nr_open
         if wanted:
             raise UsageError(f"--max-connections {wanted} is more than the limit of open files ({hard}) allows: "
-                             "raise it (ulimit -n) or ask for fewer")
-        slots, connections = hard, hard - first - 1
-        log.warning("the limit of open files (ulimit -n) allows for %d connections only", connections)
+                             "raise it (ulimit -n, and sysctl fs.nr_open) or ask for fewer") from None
+    connections = hard - first - 1
+    log.warning("the limit of open files (ulimit -n) allows for %d connections only", connections)
+    return connections, limit_files(hard, hard)
+
+
+def limit_files(slots, hard):
+    """Let no descriptor reach `slots`, which it gives back; the hard limit is raised to it, never lowered."""
     highest = hard if hard == resource.RLIM_INFINITY else max(hard, slots)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (slots, highest))
-    except (OSError, ValueError):
-        raise UsageError(f"--max-connections {connections} is more than the system allows a process to open: "
-                         "raise it (sysctl fs.nr_open) or ask for fewer") from None
-    return connections, slots
+    resource.setrlimit(resource.RLIMIT_NOFILE, (slots, highest))
+    return slots
 
 
 def is_open(fd):

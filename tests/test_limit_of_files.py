@@ -14,10 +14,15 @@ def limit(monkeypatch):
     """limit(hard, root) makes that the limit; gives the list that every new limit is appended to."""
     def begin(hard, root=False):
         now = []
+
+        def setrlimit(_, both):
+            if both[1] > hard != resource.RLIM_INFINITY and not root:
+                raise ValueError("not allowed to raise maximum limit")
+            now.append(both)
+
         monkeypatch.setattr(tarweb, "is_open", lambda fd: fd < FIRST)
-        monkeypatch.setattr(tarweb.os, "geteuid", lambda: 0 if root else 1000)
         monkeypatch.setattr(tarweb.resource, "getrlimit", lambda _: (hard, hard))
-        monkeypatch.setattr(tarweb.resource, "setrlimit", lambda _, both: now.append(both))
+        monkeypatch.setattr(tarweb.resource, "setrlimit", setrlimit)
         return now
     return begin
 

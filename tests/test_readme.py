@@ -5,6 +5,11 @@ import sys
 
 from support import ROOT
 
+import conn
+import http1
+import plan
+import reply
+
 sys.path.insert(0, str(ROOT / "bench"))
 
 import readme  # noqa: E402
@@ -30,3 +35,13 @@ def test_every_module_has_its_place_in_the_reading_order():
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)]*)\)", TEXT):
         assert (ROOT / target).exists(), target
+
+
+def test_limits_are_those_of_the_code():
+    kib, mib = 1 << 10, 1 << 20
+    for said in (f"| {http1.MAX_LINE // kib} KiB, {http1.MAX_HEAD // kib} KiB |", f"| {http1.MAX_BODY // kib} KiB |",
+                 f"pieces of {plan.PIECE // kib} KiB, after {conn.SEND_GRACE} s of grace",
+                 f"| {conn.MAX_PENDING // kib} KiB for each connection |",
+                 f"| {reply.MAX_RANGES} asked, {reply.MAX_PARTS} sent |",
+                 f"| {plan.MEMO_PLANS // mib} MiB and {plan.MEMO_REQUESTS // mib} MiB, for each worker |"):
+        assert said in TEXT

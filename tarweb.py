@@ -201,16 +201,16 @@ def limit_connections(wanted):
     Gives (connections, slots), and sets the limit of open files to `slots`: no descriptor will be as large as that.
     Raises UsageError.
     """
-    first = max(fd for fd in range(MAX_OPEN_AT_START) if is_open(fd)) + 1
+    taken = [fd for fd in range(MAX_OPEN_AT_START) if is_open(fd)]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     connections = wanted or DEFAULT_CONNECTIONS
     try:
-        return connections, limit_files(first + connections + 1, hard)
+        return connections, limit_files(taken[-1] + 1 + connections + 1, hard)
     except (OSError, ValueError):               # more than `hard`, and not root's to raise; or more than fs.nr_open
         if wanted:
             raise UsageError(f"--max-connections {wanted} is more than the limit of open files ({hard}) allows: "
                              "raise it (ulimit -n, and sysctl fs.nr_open) or ask for fewer") from None
-    connections = hard - first - 1
+    connections = hard - len(taken) - 1         # the kernel gives the lowest free number
     log.warning("the limit of open files (ulimit -n) allows for %d connections only", connections)
     return connections, limit_files(hard, hard)
 

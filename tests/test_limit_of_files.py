@@ -41,6 +41,12 @@ def test_connections_and_slots(limit, hard, root, wanted, connections, becomes):
     assert now == [becomes]
 
 
+def test_a_high_descriptor_costs_one_place(limit, monkeypatch):
+    limit(1024)
+    monkeypatch.setattr(tarweb, "is_open", lambda fd: fd < FIRST or fd == 900)
+    assert tarweb.limit_connections(None) == (1024 - FIRST - 1 - 1, 1024)
+
+
 def test_what_was_asked_for_does_not_give_way(limit):
     limit(1024)
     with pytest.raises(tarweb.UsageError, match=r"--max-connections 5000 .*1024.*ulimit -n"):

@@ -10,13 +10,13 @@ import os
 import struct
 
 # <linux/io_uring.h> enum io_uring_op
-OP_SENDMSG, OP_TIMEOUT, OP_ACCEPT, OP_ASYNC_CANCEL = 9, 11, 13, 14
-OP_CLOSE, OP_READ, OP_SEND, OP_RECV, OP_SHUTDOWN = 19, 22, 26, 27, 34
+OP_SENDMSG, OP_RECVMSG, OP_TIMEOUT, OP_ACCEPT, OP_ASYNC_CANCEL = 9, 10, 11, 13, 14
+OP_CLOSE, OP_READ, OP_SEND, OP_RECV, OP_SHUTDOWN, OP_URING_CMD = 19, 22, 26, 27, 34, 46
 NEEDED = {"SENDMSG": OP_SENDMSG, "TIMEOUT": OP_TIMEOUT, "ACCEPT": OP_ACCEPT, "ASYNC_CANCEL": OP_ASYNC_CANCEL,
           "CLOSE": OP_CLOSE, "READ": OP_READ, "SEND": OP_SEND, "RECV": OP_RECV, "SHUTDOWN": OP_SHUTDOWN}
 
 # sqe.flags, sqe.ioprio, cqe.flags
-BUFFER_SELECT, CQE_SKIP_SUCCESS = 1 << 5, 1 << 6
+LINK, BUFFER_SELECT, CQE_SKIP_SUCCESS = 1 << 2, 1 << 5, 1 << 6
 ACCEPT_MULTISHOT, RECV_MULTISHOT = 1 << 0, 1 << 1
 CQE_BUFFER, CQE_MORE, CQE_BUFFER_SHIFT = 1 << 0, 1 << 1, 16
 
@@ -30,9 +30,11 @@ SQ_NEED_WAKEUP, SQ_CQ_OVERFLOW = 1 << 0, 1 << 1
 REGISTER_PROBE, REGISTER_PBUF_RING = 8, 22
 
 # <linux/socket.h>. WAITALL: the kernel itself goes on with a send that found too little room.
-MSG_WAITALL, MSG_NOSIGNAL = 0x100, 0x4000
+MSG_DONTWAIT, MSG_WAITALL, MSG_NOSIGNAL = 0x40, 0x100, 0x4000
 SEND_FLAGS = MSG_WAITALL | MSG_NOSIGNAL
+LAST_WORDS = MSG_DONTWAIT | MSG_NOSIGNAL        # for what is not worth waiting for
 SHUT_RD, SHUT_WR = 0, 1
+SOCKET_URING_OP_SETSOCKOPT = 3                  # enum io_uring_socket_op, Linux 6.7
 
 MAX_CQ_ENTRIES = 65536
 
@@ -95,11 +97,13 @@ for _name, _at in {"fd": 4, "off": 8, "addr": 16, "len": 24, "op_flags": 28, "us
 # opcode, flags, ioprio, fd, off, addr, len, op_flags, user_data as (tag, generation); the pad is written as zeros
 SQE = struct.Struct("=BBHiQQIIII24x")
 SQE_CANCEL = struct.Struct("=BBHiQIIIIII24x")  # as SQE, where addr is the user_data of another operation
+# The same for a socket option: opcode, flags, ioprio, fd, cmd_op, level, optname, user_data, optlen, optval
+SQE_SOCKOPT = struct.Struct("=BBHiI4xII8xII4xIQ8x")
 CQE = struct.Struct("=IIiI")                   # struct io_uring_cqe: user_data as (tag, generation), res, flags
 BUF = struct.Struct("=QIH")                    # struct io_uring_buf but for its last two bytes: entry 0's are the tail
 MSGHDR = struct.Struct("=QI4xQQQQi4x")         # name, namelen, iov, iovlen, control, controllen, flags
 IOVEC = struct.Struct("=QQ")
-assert (SQE.size, SQE_CANCEL.size, CQE.size, MSGHDR.size, IOVEC.size) == (64, 64, 16, 56, 16)
+assert (SQE.size, SQE_CANCEL.size, SQE_SOCKOPT.size, CQE.size, MSGHDR.size, IOVEC.size) == (64, 64, 64, 16, 56, 16)
 
 libc = ctypes.PyDLL(None)
 libc.mmap.restype = ctypes.c_void_p
@@ -176,6 +180,16 @@ def address_of(buffer):
     if isinstance(buffer, bytes):
         return ctypes.cast(ctypes.c_char_p(buffer), ctypes.c_void_p).value
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def pointer(address):
+    """`address` as an argument for functions that are called without being told their argument types."""
+    return ctypes.c_void_p(address)
+
+
+def copy(target, source, size):
+    """Copy `size` bytes between addresses."""
+    ctypes.memmove(target, source, size)
 
 
 def map_file(fd, length):

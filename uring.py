@@ -25,11 +25,11 @@ import time
 from abi import (
     ACCEPT_MULTISHOT, BUF, BUFFER_SELECT, CQE, CQE_SKIP_SUCCESS, ENTER_GETEVENTS, ENTER_SQ_WAIT, ENTER_SQ_WAKEUP,
     FEATURES, MAX_CQ_ENTRIES, NEEDED, OFF_SQ_RING, OFF_SQES, OP_ACCEPT, OP_ASYNC_CANCEL,
-    OP_CLOSE, OP_READ, OP_RECV, OP_SEND, OP_SENDMSG, OP_SHUTDOWN, OP_TIMEOUT, RECV_MULTISHOT,
-    REGISTER_PBUF_RING, REGISTER_PROBE,
+    OP_CLOSE, OP_READ, OP_RECV, OP_RECVMSG, OP_SEND, OP_SENDMSG, OP_SHUTDOWN, OP_TIMEOUT, OP_URING_CMD,
+    RECV_MULTISHOT, REGISTER_PBUF_RING, REGISTER_PROBE,
     SEND_FLAGS, SETUP_COOP_TASKRUN, SETUP_CQSIZE, SETUP_DEFER_TASKRUN, SETUP_SINGLE_ISSUER,
-    SETUP_SQPOLL, SETUP_SUBMIT_ALL, SQ_CQ_OVERFLOW, SQ_NEED_WAKEUP, SQE_CANCEL, SQE, Params,
-    address_of, check, load_calls,
+    SETUP_SQPOLL, SETUP_SUBMIT_ALL, SOCKET_URING_OP_SETSOCKOPT, SQ_CQ_OVERFLOW, SQ_NEED_WAKEUP,
+    SQE_CANCEL, SQE_SOCKOPT, SQE, Params, address_of, check, load_calls,
 )
 
 U32 = 0xFFFFFFFF            # ring positions count modulo 2**32
@@ -158,6 +158,10 @@ class Ring:
             self.give_back(i)
         self.publish_buffers()
 
+    def close(self):
+        """Let go of a ring that nothing is in flight in."""
+        os.close(self.fd)
+
     # receive buffers
 
     def give_back(self, i):
@@ -188,18 +192,33 @@ class Ring:
         SQE.pack_into(self.sqes, self.place(), OP_ACCEPT, 0, ACCEPT_MULTISHOT if multishot else 0, fd,
                            0, 0, 0, 0, tag, 0)
 
-    def arm_recv(self, tag, generation, fd, multishot=True):
-        """Multishot: one completion for each piece received, until one comes without CQE_MORE."""
+    def arm_recv(self, tag, generation, fd, multishot=True, at_most=0):
+        """Multishot: one completion for each piece received, until one comes without CQE_MORE.
+
+        `at_most`: bytes of a single piece, 0 for as many as a buffer takes.
+        """
         SQE.pack_into(self.sqes, self.place(), OP_RECV, BUFFER_SELECT,
-                           RECV_MULTISHOT if multishot else 0, fd, 0, 0, 0, 0, tag, generation)
+                           RECV_MULTISHOT if multishot else 0, fd, 0, 0, at_most, 0, tag, generation)
 
-    def arm_sendmsg(self, tag, generation, fd, msghdr):
+    def arm_recvmsg(self, tag, generation, fd, msghdr):
+        """One message into what `msghdr` points at (kept alive by the caller)."""
+        SQE.pack_into(self.sqes, self.place(), OP_RECVMSG, 0, 0, fd, 0, msghdr, 1, 0, tag, generation)
+
+    def arm_sendmsg(self, tag, generation, fd, msghdr, message_flags=SEND_FLAGS):
         SQE.pack_into(self.sqes, self.place(), OP_SENDMSG, 0, 0, fd,
-                           0, msghdr, 1, SEND_FLAGS, tag, generation)
+                           0, msghdr, 1, message_flags, tag, generation)
 
-    def arm_send(self, tag, generation, fd, address, length):
-        SQE.pack_into(self.sqes, self.place(), OP_SEND, 0, 0, fd,
-                           0, address, length, SEND_FLAGS, tag, generation)
+    def arm_send(self, tag, generation, fd, address, length, message_flags=SEND_FLAGS, flags=0):
+        SQE.pack_into(self.sqes, self.place(), OP_SEND, flags, 0, fd,
+                           0, address, length, message_flags, tag, generation)
+
+    def arm_setsockopt(self, tag, generation, fd, option, value, flags=0):
+        """setsockopt(2) with `option` (level, name) and `value` (address, length), kept alive by the caller.
+
+        Linux 6.7; before that it completes with -EOPNOTSUPP.
+        """
+        SQE_SOCKOPT.pack_into(self.sqes, self.place(), OP_URING_CMD, flags, 0, fd, SOCKET_URING_OP_SETSOCKOPT,
+                              *option, tag, generation, value[1], value[0])
 
     def arm_shutdown(self, tag, generation, fd, how):
         """shutdown(2). The kernel always gives this to a worker thread of its own: not for the common path."""
@@ -217,8 +236,11 @@ class Ring:
 
     def arm_read(self, tag, fd, buffer):
         """Read from a pipe into `buffer` (writable, kept alive by the caller)."""
-        SQE.pack_into(self.sqes, self.place(), OP_READ, 0, 0, fd,
-                           (1 << 64) - 1, address_of(buffer), len(buffer), 0, tag, 0)
+        self.arm_pread(tag, 0, fd, address_of(buffer), len(buffer), (1 << 64) - 1)
+
+    def arm_pread(self, tag, generation, fd, address, length, offset):
+        """Read from a file at `offset` into `length` bytes of memory at `address`."""
+        SQE.pack_into(self.sqes, self.place(), OP_READ, 0, 0, fd, offset, address, length, 0, tag, generation)
 
     def arm_timeout(self, tag, timespec):
         """One completion after `timespec` (struct __kernel_timespec in a bytearray, kept alive by the caller)."""

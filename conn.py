@@ -14,7 +14,6 @@ Facts about slots
 """
 
 import errno
-import heapq
 import logging
 import struct
 import time
@@ -25,7 +24,7 @@ from plan import PIECE
 from reply import Reply
 from state import (
     ACCEPTED, BODY, BODY_AHEAD, BYTES, CLOSING, CONTINUE, END, ENDED, FREE, HEAD, IDLE, INTERIM, LAST, LINGER,
-    REQUEST, RESPONSE, SENT, Connection,
+    REQUEST, RESPONSE, SENT, Connection, IdleConnections, Site,
 )
 
 log = logging.getLogger("tarweb")
@@ -36,7 +35,7 @@ RESERVE = 2 * BACKLOG       # a multishot accept may take this many connections 
 LINGER_SECONDS = 10         # how long a client that may still be sending is listened to after its last response
 LINGER_SIZE = 64 * 1024     # a response of more bytes may still be on its way when the kernel has taken it
 SEND_GRACE = 10             # seconds that any send may take, whatever the rate floor says
-RECLAIM_BATCH = 64          # idle connections looked for at a time when the table is full
+PASSING = (errno.ENOBUFS, errno.ECANCELED, errno.EINTR, errno.EAGAIN)     # reasons for a receive to be armed again
 
 # Tags: the operation in bits 24-31, the descriptor in bits 0-23. A receive's tag is its slot alone.
 RECV, SEND, ACCEPT, SHUTDOWN, CANCEL, CLOSE, TICK, SIGNAL = (operation << 24 for operation in range(8))
@@ -49,9 +48,8 @@ class Worker:
 
     def __init__(self, ring, responder, planner, limits, listeners, signals, slots):
         self.ring = ring
-        self.reply = responder.reply
-        self.error_reply = responder.error
-        self.planner = planner
+        self.site = Site(responder, planner)
+        self.sites = [self.site]
         self.limits = limits
         self.connections = [Connection(slot) for slot in range(slots)]
         self.live = 0
@@ -61,8 +59,7 @@ class Worker:
         self.signal_byte = bytearray(1)
         self.timespec = bytearray(16)
         self.now = int(time.monotonic())
-        self.idle = []                              # (since, slot, generation) of the longest idle, oldest last
-        self.looked_for_idle = -1                   # tick of the last search that found none
+        self.idle = IdleConnections(self.connections)
         self.stop_at = None                         # tick by which to end, once told to
         self.stale = 0                              # completions of an earlier generation
         self.faults = 0                             # sends that failed because the archive's pages are gone
@@ -72,7 +69,7 @@ class Worker:
     def run(self):
         """Serve until told to stop and all is sent, or the time for that is over."""
         ring, connections = self.ring, self.connections
-        known = self.planner.by_request.get
+        known = self.site.planner.by_request.get
         pool, buffer_size, buffer_order, buffer_mask = ring.pool, ring.buffer_size, ring.order, ring.buffer_mask
         sqes, sqe_mask, write_sqe = ring.sqes, ring.mask, SQE.pack_into
         responding, idle = IDLE[REQUEST], RESPONSE[SENT]
@@ -103,7 +100,7 @@ class Worker:
                             if ring.tail == ring.room:
                                 ring.flush()
                             write_sqe(sqes, (ring.tail & sqe_mask) << 6, OP_SENDMSG, 0, 0, tag, 0,
-                                      plan.address, 1, SEND_FLAGS, SEND + tag, generation)
+                                      plan.address, 1, connection.message_flags, SEND + tag, generation)
                             ring.tail += 1
                             if not flags & CQE_MORE:
                                 connection.receiving = False
@@ -161,7 +158,7 @@ class Worker:
             return
         room = self.limits.max_connections - self.live
         want = ("multishot" if room > RESERVE else
-                "single" if room > 0 or room == 0 and self.longest_idle() else None)
+                "single" if room > 0 or room == 0 and self.idle.longest(self.now) else None)
         for slot, armed in self.listeners.items():
             if armed is None and want:
                 self.ring.arm_accept(ACCEPT | slot, slot, want == "multishot")
@@ -173,48 +170,32 @@ class Worker:
         if not flags & CQE_MORE and listener in self.listeners:
             self.listeners[listener] = None
         if result >= 0:
-            self.open(self.connections[result])
+            self.open(self.connections[result], listener)
         elif self.stop_at is None and result not in (-errno.ECANCELED, -errno.ECONNABORTED, -errno.EINTR):
             log.warning("accept: %s", errno.errorcode.get(-result, result))
             return                          # no memory, or too many files in the system: the next tick tries again
         if self.listeners.get(listener) is None or self.live > self.limits.max_connections - RESERVE:
             self.watch_listeners()
 
-    def open(self, connection):
+    def open(self, connection, listener):
         """Begin to receive; but what comes when all are busy waits, as it would have in the kernel."""
         self.live += 1
         connection.generation = connection.generation + 1 & GENERATIONS
-        self.move(connection, ACCEPTED)
+        self.welcome(connection, listener)
         if self.live > self.limits.max_connections and not self.reclaim():
             self.parked.append(connection)
         else:
             self.receive(connection, multishot=False)
 
-    def longest_idle(self):
-        """The connection that has waited longest for a request, or None.
-
-        One pass over the table finds many; when it finds none, the next is not before the next tick.
-        """
-        while self.idle:
-            since, slot, generation = self.idle[-1]
-            connection = self.connections[slot]
-            if connection.generation == generation and connection.since == since and is_idle(connection):
-                return connection
-            self.idle.pop()
-        if self.looked_for_idle == self.now:
-            return None
-        self.idle = heapq.nsmallest(RECLAIM_BATCH, (
-            (connection.since, connection.slot, connection.generation)
-            for connection in self.connections if is_idle(connection)))
-        self.idle.reverse()
-        if not self.idle:
-            self.looked_for_idle = self.now
-            return None
-        return self.connections[self.idle[-1][1]]
+    def welcome(self, connection, _listener):
+        """Begin with what a connection accepted on `listener` begins with: here, a request in plaintext."""
+        connection.site = self.site
+        connection.reads, connection.sends, connection.message_flags = RECV, SEND, SEND_FLAGS
+        self.move(connection, ACCEPTED)
 
     def reclaim(self):
         """End the longest idle connection; tell whether there was one."""
-        connection = self.longest_idle()
+        connection = self.idle.longest(self.now)
         if connection:
             self.end(connection)
         return connection is not None
@@ -224,7 +205,7 @@ class Worker:
     def receive(self, connection, multishot=True):
         """The first receive is not multishot: where a connection is for one request, none is left to cancel then."""
         connection.receiving = True
-        self.ring.arm_recv(RECV | connection.slot, connection.generation, connection.slot, multishot)
+        self.ring.arm_recv(connection.reads | connection.slot, connection.generation, connection.slot, multishot)
 
     def on_data(self, connection, data, flags):
         """Bytes that are not, by themselves, a request known from before."""
@@ -250,7 +231,7 @@ class Worker:
         """End of file, a full stop for want of buffers, our own cancel, or an error of the socket."""
         if not flags & CQE_MORE:
             connection.receiving = False
-        if result in (-errno.ENOBUFS, -errno.ECANCELED, -errno.EINTR, -errno.EAGAIN):
+        if -result in PASSING:
             self.go_on(connection)
         elif result == 0 and connection.state in (RESPONSE, INTERIM):
             connection.at_end = connection.attention = True     # what the client asked before is still answered
@@ -266,7 +247,7 @@ class Worker:
             self.receive(connection)
 
     def cancel_receive(self, connection):
-        self.ring.arm_cancel(CANCEL, RECV | connection.slot, connection.generation)
+        self.ring.arm_cancel(CANCEL, connection.reads | connection.slot, connection.generation)
 
     # from bytes to a response
 
@@ -284,7 +265,7 @@ class Worker:
         connection.pending = b""
         connection.unread = True
         log.debug("%d: %s", error.status, error.reason)
-        self.respond(connection, self.error_reply(error.status, error.reason))
+        self.respond(connection, connection.site.error(error.status, error.reason))
 
     def take_head(self, connection):
         pending = connection.pending
@@ -295,31 +276,32 @@ class Worker:
             connection.pending, connection.scanned = pending, len(pending)
             return
         head, connection.pending, connection.scanned = pending[:end], pending[end:], 0
-        plan = self.planner.by_request.get(head)
+        site = connection.site
+        plan = site.planner.by_request.get(head)
         if plan is None:
             request = http1.parse_head(head)
             if request.has_body:
                 self.begin_body(connection, request)
                 return
-            plan = self.planner.plan(self.reply(request))
-            self.planner.remember(head, plan)
+            plan = site.planner.plan(site.reply(request))
+            site.planner.remember(head, plan)
         self.send(connection, plan)
 
     def begin_body(self, connection, request):
         """Read past a body before its request is answered. One too long is not read, and ends the connection."""
         connection.request, connection.body = request, http1.Body(request.fields)
         expects = request.fields.expect is not None
-        if request.fields.content_length > http1.MAX_BODY or expects and self.reply(request).status >= 400:
+        if request.fields.content_length > http1.MAX_BODY or expects and connection.site.reply(request).status >= 400:
             self.leave_body(connection)
         elif expects and not connection.pending:
-            self.send(connection, self.planner.plan(Reply(100, b"\r\n", (), False)), CONTINUE)
+            self.send(connection, connection.site.plan(Reply(100, b"\r\n", (), False)), CONTINUE)
         else:
             connection.state = connection.state[BODY_AHEAD]     # the time for the request to arrive runs on
 
     def take_body(self, connection):
         connection.pending = connection.body.feed(connection.pending)
         if connection.body.done:
-            self.respond(connection, self.reply(connection.request))
+            self.respond(connection, connection.site.reply(connection.request))
         elif connection.body.seen > http1.MAX_BODY:
             self.leave_body(connection)
 
@@ -327,28 +309,36 @@ class Worker:
         """Answer without having read the body, and close."""
         connection.pending = b""
         connection.unread = True
-        self.respond(connection, self.reply(connection.request._replace(connection=b"close")))
+        self.respond(connection, connection.site.reply(connection.request._replace(connection=b"close")))
 
     # sending
 
     def respond(self, connection, reply):
-        self.send(connection, self.planner.plan(reply))
+        self.send(connection, connection.site.plan(reply))
 
     def send(self, connection, plan, event=REQUEST):
         connection.state = connection.state[event]
         connection.since = self.now
         connection.plan = plan
         connection.attention = bool(connection.pending) or connection.at_end or connection.state is INTERIM
-        self.ring.arm_sendmsg(SEND | connection.slot, connection.generation, connection.slot, plan.address)
+        self.begin_sending(connection, plan)
+
+    def begin_sending(self, connection, plan):
+        self.ring.arm_sendmsg(SEND | connection.slot, connection.generation, connection.slot, plan.address,
+                              connection.message_flags)
+
+    def go_on_sending(self, connection, plan):
+        address, length = plan.locate(connection.sent)
+        self.ring.arm_send(SEND | connection.slot, connection.generation, connection.slot, address, length,
+                           connection.message_flags)
 
     def on_sent(self, connection, result):
         """A send has completed, and it was not simply the whole of a response with nothing behind it."""
         plan = connection.plan
         connection.sent += max(result, 0)
         if result > 0 and connection.sent < plan.total and connection.state is not CLOSING:
-            address, length = plan.locate(connection.sent)
             connection.since = self.now
-            self.ring.arm_send(SEND | connection.slot, connection.generation, connection.slot, address, length)
+            self.go_on_sending(connection, plan)
             return
         connection.sent = 0
         if connection.state is CLOSING:
@@ -390,6 +380,7 @@ class Worker:
             return
         self.move(connection, LAST)
         connection.pending = b""
+        connection.sending = self.say_goodbye(connection)
         connection.shutting = True
         self.ring.arm_shutdown(SHUTDOWN | connection.slot, connection.generation, connection.slot, SHUT_WR)
         self.go_on(connection)
@@ -410,21 +401,26 @@ class Worker:
         `sending` False: its send has just completed, so there is none in flight whatever the state says.
         """
         if connection.state is not CLOSING:
-            connection.sending = sending and connection.state in (RESPONSE, INTERIM)
+            cut_off = sending and (connection.state in (RESPONSE, INTERIM) or connection.sending)
             self.move(connection, END)
             connection.attention = True
             if connection.receiving:
                 self.cancel_receive(connection)
-            if connection.sending:
-                self.ring.arm_cancel(CANCEL, SEND | connection.slot, connection.generation)
+            if cut_off:
+                self.ring.arm_cancel(CANCEL, connection.sends | connection.slot, connection.generation)
+            connection.sending = cut_off or self.say_goodbye(connection)
         self.free_if_ended(connection)
+
+    def say_goodbye(self, _connection):
+        """Send what a connection without an error ends with; tell whether a send is in flight then."""
+        return False
 
     def free_if_ended(self, connection):
         if connection.receiving or connection.sending or connection.shutting:
             return
         self.move(connection, ENDED)
         self.ring.arm_close(CLOSE | connection.slot, connection.generation, connection.slot)
-        connection.forget()
+        self.let_go(connection)
         self.live -= 1
         if self.parked and self.live - len(self.parked) < self.limits.max_connections:
             waiting = self.parked.pop(0)
@@ -432,6 +428,9 @@ class Worker:
             self.receive(waiting, multishot=False)
         elif None in self.listeners.values():
             self.watch_listeners()
+
+    def let_go(self, connection):
+        connection.forget()
 
     # time and signals
 
@@ -444,7 +443,8 @@ class Worker:
     def on_tick(self):
         self.arm_tick()
         self.now = int(time.monotonic())
-        self.planner.tick(time.time())
+        for site in self.sites:
+            site.planner.tick(time.time())
         for connection in self.parked:
             connection.since = self.now
             self.reclaim()
@@ -473,9 +473,8 @@ class Worker:
         """Stop accepting, close what is idle, and let what is in flight end."""
         self.ring.arm_read(SIGNAL, self.signals, self.signal_byte)
         self.stop_at = self.now if self.stop_at is not None else self.now + self.limits.drain + 1
-        reply = self.reply
-        self.planner.forget()
-        self.reply = lambda request: reply(request._replace(connection=b"close"))
+        for site in self.sites:
+            site.close_all()
         for slot in self.listeners:
             self.ring.arm_shutdown(SHUTDOWN | slot, 0, slot, SHUT_RD)
         self.parked.clear()
@@ -483,8 +482,3 @@ class Worker:
             connection.attention = True         # or the loop would leave it idle after a response
             if connection.state is IDLE:
                 self.end(connection)
-
-
-def is_idle(connection):
-    """Whether a connection that has had a response waits for its next request, of which nothing has come."""
-    return connection.state is IDLE and connection.plan is not None

@@ -25,22 +25,22 @@ MEMO_REQUEST = 2048         # a request longer than this is parsed each time
 SEEN_BITS = 16              # 64 KiB to tell what has come before from what comes for the first time
 EMPTY_SECONDS = 60          # a full memory is emptied as often as this
 NO_RESULT = 1 << 31         # what no operation returns: results are signed 32-bit, and errors are negative
-STATUS_SLOT = 128           # bytes for each status line with Server and Date
+STATUS_SLOT = 192           # bytes for each status line with the fields that go with all
 
 
 class StatusHeads:
-    """Status line, Server and Date for each status, in memory where the Date is patched in place.
+    """Status line, Server, Date and perhaps `more` fields for each status, in memory where the Date is patched.
 
     "HH:MM:SS" is 8 bytes and lies on an 8-byte boundary: it changes in one store, so that a kernel thread
     (SQPOLL) that sends it meanwhile takes the old time or the new one. (The date before it changes at
     midnight only, and there a reader could in principle see a mix.)
     """
 
-    def __init__(self, server, now):
+    def __init__(self, server, now, more=b""):
         self.memory = mmap.mmap(-1, STATUS_SLOT * len(HTTPStatus))
         self.words = memoryview(self.memory).cast("Q")
         self.base = abi.address_of(self.memory)
-        self.server = server
+        self.server, self.more = server, more
         self.heads = {}             # status -> (address, length)
         self.date_places = []       # offsets in `memory`
         self.date = format_date(now)
@@ -53,7 +53,7 @@ class StatusHeads:
         before = b"HTTP/1.1 %d %b\r\nServer: %b\r\nDate: " % (status, HTTPStatus(status).phrase.encode(), self.server)
         time_at = len(before) + len(b"Mon, 01 Jan 2024 ")
         start = STATUS_SLOT * len(self.heads) + -time_at % 8
-        head = before + self.date + b"\r\n"
+        head = before + self.date + b"\r\n" + self.more
         assert -time_at % 8 + len(head) <= STATUS_SLOT
         self.memory[start:start + len(head)] = head
         self.date_places.append(start + len(before))
@@ -74,7 +74,7 @@ class StatusHeads:
 class Plan:
     """A Reply in memory. `address` is its msghdr's, which covers the first PIECE bytes of `total`."""
 
-    __slots__ = ("address", "close", "done", "memory", "segments", "total")
+    __slots__ = ("address", "close", "dated", "done", "memory", "plaintext", "segments", "total")
 
     def __init__(self, reply, status_head, archive_address):
         """One block of memory holds msghdr, iovecs and then every byte that is not in the archive."""
@@ -95,12 +95,17 @@ class Plan:
         self.segments = segments if self.total > PIECE else None
         abi.write_message(self.memory, self.address, first_piece(segments))
         self.close = reply.close
+        self.plaintext = self.dated = None      # all of it in one piece, and of when, where it is encrypted by OpenSSL
         # What the first send returns when nothing more is to be done: then the connection waits for a request.
         self.done = NO_RESULT if self.close or self.total > PIECE else self.total
 
+    def spans(self):
+        """All there is to send, as (address, length)."""
+        return self.segments or abi.read_message(self.memory)
+
     def locate(self, sent):
         """(address, length) of what to send after `sent` bytes, at most PIECE."""
-        for address, length in self.segments or abi.read_message(self.memory):
+        for address, length in self.spans():
             if sent < length:
                 return address + sent, min(length - sent, PIECE)
             sent -= length
@@ -125,10 +130,10 @@ class Planner:
     so that what is no longer asked for goes too.
     """
 
-    def __init__(self, archive_address, spell_out, server, now):
+    def __init__(self, archive_address, spell_out, server, now, more=b""):
         self.archive_address = archive_address
         self.spell_out = spell_out
-        self.status_heads = StatusHeads(server, now)
+        self.status_heads = StatusHeads(server, now, more)
         self.by_reply = {}
         self.by_request = {}
         self.seen = bytearray(1 << SEEN_BITS)       # for each hash's low bits, some others of the last that came
@@ -182,3 +187,10 @@ class Planner:
         self.by_reply.clear()
         self.by_request.clear()
         self.plan_room, self.request_room = MEMO_PLANS, MEMO_REQUESTS
+
+
+class ForgetfulPlanner(Planner):
+    """A Planner for what may be answered otherwise the next time."""
+
+    def remember(self, request, plan):
+        pass

@@ -1,8 +1,10 @@
 """What a connection can be: its states, one table of how they follow each other, and what is known of one."""
 
+import heapq
+
 # Events
-ACCEPTED, BYTES, REQUEST, BODY_AHEAD, CONTINUE, SENT, LAST, END, ENDED = (
-    "accepted", "bytes", "request", "body ahead", "continue", "sent", "last", "end", "ended")
+ACCEPTED, UNSECURED, SECURED, BYTES, REQUEST, BODY_AHEAD, CONTINUE, SENT, LAST, END, ENDED = (
+    "accepted", "unsecured", "secured", "bytes", "request", "body ahead", "continue", "sent", "last", "end", "ended")
 
 
 class State(dict):
@@ -18,11 +20,12 @@ class State(dict):
         return self.name
 
 
-FREE, IDLE, HEAD, BODY, INTERIM, RESPONSE, LINGER, CLOSING = map(
-    State, ("free", "idle", "head", "body", "interim", "response", "linger", "closing"))
+FREE, HANDSHAKE, IDLE, HEAD, BODY, INTERIM, RESPONSE, LINGER, CLOSING = map(
+    State, ("free", "handshake", "idle", "head", "body", "interim", "response", "linger", "closing"))
 
 # The connection's life, all of it.
-FREE.update({ACCEPTED: IDLE})
+FREE.update({ACCEPTED: IDLE, UNSECURED: HANDSHAKE})
+HANDSHAKE.update({SECURED: IDLE, REQUEST: RESPONSE, END: CLOSING})                    # TLS; or what was not, answered
 IDLE.update({BYTES: HEAD, REQUEST: RESPONSE, END: CLOSING})                           # nothing of a request has come
 HEAD.update({REQUEST: RESPONSE, BODY_AHEAD: BODY, CONTINUE: INTERIM, END: CLOSING})   # a part of a request head has
 BODY.update({REQUEST: RESPONSE, END: CLOSING})                                        # reading past a request body
@@ -36,7 +39,8 @@ class Connection:
     """What is known of one slot."""
 
     __slots__ = ("slot", "generation", "state", "since", "plan", "sent", "pending", "scanned", "attention",
-                 "receiving", "sending", "shutting", "at_end", "unread", "request", "body")
+                 "receiving", "sending", "shutting", "at_end", "unread", "request", "body",
+                 "site", "tls", "attached", "reads", "sends", "message_flags")
 
     def __init__(self, slot):
         self.slot = slot
@@ -49,19 +53,76 @@ class Connection:
         self.scanned = 0            # how much of `pending` was searched for the end of a head
         self.attention = False      # whether there is more to do after a send than to wait for the next request
         self.receiving = False      # whether a receive is in flight
-        self.sending = False        # in CLOSING: whether a send is in flight (else the state tells)
+        self.sending = False        # whether a send is in flight, where the state does not tell
         self.shutting = False       # whether a shutdown is in flight
         self.at_end = False         # the client has sent all it will
         self.unread = False         # the client may still be sending what nobody will read
         self.request = None         # the request whose body is being read past
         self.body = None
+        self.site = None            # the Site that answers
+        self.tls = None             # the tls.Session, where there is one
+        self.attached = False       # whether the kernel is ready to take over TLS
+        self.reads = self.sends = 0 # the tags of its receives and sends, without the slot
+        self.message_flags = 0      # of its sends
 
     def forget(self):
         """Drop what a former connection left, before the slot's next one."""
-        self.plan = self.request = self.body = None
+        self.plan = self.request = self.body = self.site = self.tls = None
         self.pending = b""
         self.sent = self.scanned = 0
         self.attention = self.at_end = self.unread = False
+
+
+class IdleConnections:
+    """Finds, among `connections`, those that wait for a request after having had a response."""
+
+    BATCH = 64                  # found in one pass over the table
+
+    def __init__(self, connections):
+        self.connections = connections
+        self.found = []                     # (since, slot, generation) of the longest idle, oldest last
+        self.none_at = -1                   # tick of the last pass that found none: one a tick is enough
+
+    def longest(self, now):
+        """The connection that has waited longest, or None."""
+        while self.found:
+            since, slot, generation = self.found[-1]
+            connection = self.connections[slot]
+            if connection.generation == generation and connection.since == since and is_idle(connection):
+                return connection
+            self.found.pop()
+        if self.none_at == now:
+            return None
+        self.found = heapq.nsmallest(self.BATCH, (
+            (connection.since, connection.slot, connection.generation)
+            for connection in self.connections if is_idle(connection)))
+        self.found.reverse()
+        if not self.found:
+            self.none_at = now
+            return None
+        return self.connections[self.found[-1][1]]
+
+
+def is_idle(connection):
+    return connection.state is IDLE and connection.plan is not None
+
+
+class Site:
+    """What answers requests: a responder, and the planner that remembers what it has answered."""
+
+    def __init__(self, responder, planner):
+        self.reply = responder.reply
+        self.error = responder.error
+        self.planner = planner
+
+    def plan(self, reply):
+        return self.planner.plan(reply)
+
+    def close_all(self):
+        """From now on each response is the last on its connection."""
+        reply = self.reply
+        self.planner.forget()
+        self.reply = lambda request: reply(request._replace(connection=b"close"))
 
 
 class Limits:

@@ -20,15 +20,22 @@ import time
 from abi import map_file, populate
 from archive import ArchiveError, open_archive
 from conn import BACKLOG, Worker
-from plan import Planner
+from credentials import Credentials, CredentialsError
+from ktls import KernelTlsError, probe
+from openssl import TLS1_2, TLS1_3, OpenSSL, OpenSSLError
+from plan import ForgetfulPlanner, Planner
+from redirect import Redirector
 from reply import Responder
-from state import Limits
+from secure import SecureWorker
+from state import Limits, Site
+from tls import Engine
 from uring import PolledRing, Ring, RingError
 
 __version__ = "0.1.0"
 
 LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG, "trace": 5}
 EXIT_FAILURE, EXIT_USAGE = 1, 2
+SERVER = b"tarweb"
 DEFAULT_CONNECTIONS = 4096
 MAX_OPEN_AT_START = 4096        # descriptors looked at for those that are open: two for each worker, and a few
 
@@ -51,6 +58,7 @@ examples:
   python3 tarweb.py site.tar                          http://localhost:8080/
   python3 tarweb.py -l 127.0.0.1:8000 site.tar        this machine only
   python3 tarweb.py --threads 4 --prefix www/ site.tar
+  python3 tarweb.py -C fullchain.pem -P privkey.pem -l [::]:443 --redirect-http [::]:80 site.tar
 SIGTERM and SIGINT end it once what is being sent is sent. Exit status: 0 ended so, 1 failed, 2 wrong usage."""
 
 
@@ -91,7 +99,7 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     add("tarfile", metavar="SITE.tar", help="an uncompressed tar")
     add("-l", "--listen", metavar="ADDR:PORT", type=listen_address,
-        help="where to listen; port 0 takes a free one (default: [::]:8080, IPv4 too)")
+        help="where to listen; port 0 takes a free one (default: [::]:8080, IPv4 too; with TLS [::]:8443)")
     add("--prefix", metavar="PATH", default="", help="strip this from the front of names in the tar")
     add("--etags", choices=("on", "off"), default="on",
         help="entity tags from file contents; off starts faster (default: on)")
@@ -101,10 +109,11 @@ def parse_arguments(argv=None):
         help="worker processes, each with a ring (default: 1)")
     add("--max-connections", metavar="N", type=number(1, 1 << 20),
         help="connections at a time, for each worker; beyond it idle ones are closed, or new ones wait (default: 4096)")
+    add_tls_arguments(parser.add_argument_group("TLS").add_argument)
     limits = parser.add_argument_group("patience")
     add = limits.add_argument
     add("--header-timeout", metavar="SECONDS", type=number(1, 86400), default=10,
-        help="for a request to arrive (default: 10)")
+        help="for a TLS handshake, and for a request to arrive (default: 10)")
     add("--keepalive-timeout", metavar="SECONDS", type=number(1, 86400), default=60,
         help="between requests (default: 60)")
     add("--min-rate", metavar="BYTES", type=number(1, 1 << 30), default=1024,
@@ -128,21 +137,53 @@ def parse_arguments(argv=None):
     arguments = parser.parse_args(argv)
     if arguments.busyloop is None:
         arguments.busyloop = arguments.sqpoll_ms / 1000
+    check_tls_arguments(parser, arguments)
     return arguments
+
+
+def add_tls_arguments(add):
+    add("-C", "--tls-cert", metavar="FILE", action="append", default=[],
+        help="speak HTTPS, with this certificate and its chain (PEM); with several, the client's choice of host "
+             "decides, and the first is the default")
+    add("-P", "--tls-key", metavar="FILE", action="append", default=[],
+        help="its private key (PEM); one for each --tls-cert, in the same order")
+    add("--tls-min", choices=("1.2", "1.3"), default="1.2", help="the oldest version spoken (default: 1.2)")
+    add("--ktls", choices=("auto", "require", "off"), default="auto",
+        help="whether the kernel encrypts; else OpenSSL does, in userspace (default: auto, where the kernel can)")
+    add("--redirect-http", metavar="ADDR:PORT", type=listen_address,
+        help="listen here too, for plain HTTP, and redirect it to HTTPS")
+    add("--acme-dir", metavar="DIR", help="answer ACME challenges there from DIR: certbot --webroot -w DIR")
+    add("--hsts", metavar="SECONDS", type=number(0, 1 << 31),
+        help="have browsers insist on HTTPS so long: Strict-Transport-Security (default: not sent)")
+
+
+def check_tls_arguments(parser, arguments):
+    """Each flag with those that it makes sense with; ends the program where not."""
+    if len(arguments.tls_cert) != len(arguments.tls_key):
+        parser.error(f"{len(arguments.tls_cert)} --tls-cert and {len(arguments.tls_key)} --tls-key: "
+                     "each certificate needs its key, in the same order")
+    for flag, given in (("--redirect-http", arguments.redirect_http), ("--hsts", arguments.hsts is not None),
+                        ("--ktls=require", arguments.ktls == "require"), ("--tls-min", arguments.tls_min != "1.2")):
+        if given and not arguments.tls_cert:
+            parser.error(f"{flag} is about HTTPS, which needs --tls-cert and --tls-key")
+    if arguments.acme_dir and not os.path.isdir(arguments.acme_dir):
+        parser.error(f"--acme-dir {arguments.acme_dir}: there is no such directory")
+    if arguments.acme_dir and not arguments.redirect_http:
+        parser.error("--acme-dir is for the plain listener, which needs --redirect-http: ACME asks on port 80")
 
 
 # --- sockets
 
-def open_listeners(address, count):
+def open_listeners(address, count, flag):
     """`count` listening TCP sockets on (host, port), over which the kernel spreads connections.
 
-    Raises UsageError, OSError.
+    `flag`: that the address was given with. Raises UsageError, OSError.
     """
-    host, port = address or ("::", 8080)
+    host, port = address
     try:
         found = socket.getaddrinfo(host or "::", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise UsageError(f"--listen: {host!r} is no address of this machine: {error.strerror}") from None
+        raise UsageError(f"{flag}: {host!r} is no address of this machine: {error.strerror}") from None
     family, _, _, _, where = found[0]
     sockets = []
     for _ in range(count):
@@ -168,24 +209,29 @@ def listen(family, where, share):
     return listener
 
 
-def bind(address, count):
-    """As `open_listeners`, with the default of [::] falling back to 0.0.0.0 where there is no IPv6."""
-    if address is None:
-        try:
-            return open_listeners(None, count)
-        except OSError as error:
-            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                raise
-        address = "0.0.0.0", 8080
-    return open_listeners(address, count)
+def bind(arguments):
+    """The listeners for --listen, one for each worker, and those for --redirect-http, as two lists.
+
+    Without --listen it is all addresses, where there is no IPv6 only those of IPv4. Raises UsageError, OSError.
+    """
+    count, port = arguments.threads, 8443 if arguments.tls_cert else 8080
+    try:
+        listeners = open_listeners(arguments.listen or ("::", port), count, "--listen")
+    except OSError as error:
+        if arguments.listen or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+        listeners = open_listeners(("0.0.0.0", port), count, "--listen")
+    if not arguments.redirect_http:
+        return listeners, []
+    return listeners, open_listeners(arguments.redirect_http, count, "--redirect-http")
 
 
-def url(listener):
+def url(listener, scheme):
     """What to type into a browser on this machine."""
     host, port = listener.getsockname()[:2]
     if host in ("::", "0.0.0.0"):
         host = "localhost"
-    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    return f"{scheme}://[{host}]:{port}/" if ":" in host else f"{scheme}://{host}:{port}/"
 
 
 # --- serving
@@ -240,8 +286,36 @@ def signal_pipe():
     return read_end
 
 
-def serve(archive, address, listener, arguments, ready):
-    """One worker: its ring, then requests until a signal ends it. `ready` is called when it can take them."""
+def open_tls(arguments):
+    """What TLS takes, for `Engine`: OpenSSL, the credentials, and the ciphers that the kernel takes over.
+
+    None without --tls-cert. Says where TLS will be done. Raises OpenSSLError, CredentialsError, KernelTlsError.
+    """
+    if not arguments.tls_cert:
+        return None
+    openssl = OpenSSL()
+    ciphers: frozenset = frozenset()
+    reason = "--ktls=off"
+    if arguments.ktls != "off":
+        ciphers, reason = probe(not arguments.no_liburing)
+    if arguments.ktls == "require" and reason:
+        raise KernelTlsError(f"--ktls=require: {reason}")
+    credentials = Credentials(openssl, list(zip(arguments.tls_cert, arguments.tls_key, strict=True)),
+                              TLS1_3 if arguments.tls_min == "1.3" else TLS1_2, log_secrets=bool(ciphers))
+    for warning in credentials.warnings:
+        log.warning("%s", warning)
+    if ciphers:
+        log.info("TLS in the kernel (handshakes by %s)%s", openssl.version, f", but in part: {reason}" * bool(reason))
+    else:
+        log.info("TLS in userspace (%s): %s", openssl.version, reason)
+    return openssl, credentials, ciphers
+
+
+def serve(site, listeners, arguments, ready):
+    """One worker: its ring, then requests on `listeners` until a signal ends it.
+
+    `site`: archive, address of its mapping, what `open_tls` gave. `ready` is called when it can take requests.
+    """
     signals = signal_pipe()
     kind = PolledRing if arguments.sqpoll_ms else Ring
     ring = kind(arguments.max_connections or DEFAULT_CONNECTIONS, entries=arguments.ring_size,
@@ -249,9 +323,7 @@ def serve(archive, address, listener, arguments, ready):
     connections, slots = limit_connections(arguments.max_connections)
     limits = Limits(connections, arguments.header_timeout, arguments.keepalive_timeout, arguments.min_rate,
                     arguments.drain)
-    responder = Responder(archive, arguments.cache_control)
-    planner = Planner(address, responder.spell_out, b"tarweb", time.time())
-    worker = Worker(ring, responder, planner, limits, [listener.fileno()], signals, slots)
+    worker = make_worker(site, ring, limits, listeners, signals, slots, arguments)
     # Nothing in the loop makes reference cycles, so the collector stays off. Frozen pages stay shared between workers.
     gc.collect()
     gc.freeze()
@@ -259,15 +331,29 @@ def serve(archive, address, listener, arguments, ready):
     worker.run()
 
 
-def serve_in_processes(archive, address, listeners, arguments, ready):
-    """A worker process for each listener. When one ends, so do the others; give the exit status for all."""
+def make_worker(site, ring, limits, listeners, signals, slots, arguments):
+    archive, address, tls = site
+    responder = Responder(archive, arguments.cache_control)
+    hsts = b"" if arguments.hsts is None else b"Strict-Transport-Security: max-age=%d\r\n" % arguments.hsts
+    planner = Planner(address, responder.spell_out, SERVER, time.time(), hsts)
+    common = ring, responder, planner, limits, [listener.fileno() for listener in listeners], signals, slots
+    if tls is None:
+        return Worker(*common)
+    redirector = Redirector(listeners[0].getsockname()[1], arguments.acme_dir)
+    plain_site = Site(redirector, ForgetfulPlanner(address, None, SERVER, time.time()))
+    return SecureWorker(*common, engine=Engine(*tls), archive=archive, archive_address=address,
+                        plain={listener.fileno() for listener in listeners[1:]}, plain_site=plain_site)
+
+
+def serve_in_processes(site, listeners, arguments, ready):
+    """A worker process for each list of listeners. When one ends, so do the others; give the exit status for all."""
     workers = {}
     pipes = []
-    for listener in listeners:
+    for its_listeners in listeners:
         read_end, write_end = os.pipe()
         pid = os.fork()
         if pid == 0:
-            os._exit(run_worker(archive, address, listener, arguments, write_end))
+            os._exit(run_worker(site, its_listeners, arguments, write_end))
         os.close(write_end)
         workers[pid] = read_end
         pipes.append(read_end)
@@ -285,10 +371,10 @@ def serve_in_processes(archive, address, listeners, arguments, ready):
     return status
 
 
-def run_worker(archive, address, listener, arguments, write_end):
+def run_worker(site, listeners, arguments, write_end):
     """The whole life of a worker process; its exit status."""
     try:
-        serve(archive, address, listener, arguments, lambda: os.write(write_end, b"1"))
+        serve(site, listeners, arguments, lambda: os.write(write_end, b"1"))
         return 0
     except (RingError, UsageError) as error:
         log.error("%s", error)
@@ -328,16 +414,22 @@ def run(arguments):
     address = map_file(archive.fd, archive.size)
     if archive.size < available_memory() // 2:
         populate(address, archive.size)
-    listeners = bind(arguments.listen, arguments.threads)
+    tls = open_tls(arguments)
+    listeners, redirecting = bind(arguments)
 
     def ready():
-        print(f"tarweb {__version__}: {url(listeners[0])} serves {archive.files} files, {size(archive.bytes)}, "
+        scheme = "https" if tls else "http"
+        print(f"tarweb {__version__}: {url(listeners[0], scheme)} serves {archive.files} files, {size(archive.bytes)}, "
               f"from {arguments.tarfile} (ready in {time.monotonic() - started:.2f} s)", flush=True)
+        if redirecting:
+            print(f"tarweb: {url(redirecting[0], 'http')} redirects to https", flush=True)
 
+    site = archive, address, tls
+    by_worker = list(zip(listeners, redirecting, strict=True) if redirecting else zip(listeners, strict=True))
     if arguments.threads == 1:
-        serve(archive, address, listeners[0], arguments, ready)
+        serve(site, by_worker[0], arguments, ready)
         return 0
-    return serve_in_processes(archive, address, listeners, arguments, ready)
+    return serve_in_processes(site, by_worker, arguments, ready)
 
 
 def available_memory():
@@ -355,10 +447,10 @@ def main(argv=None):
     logging.basicConfig(format="tarweb: %(message)s", level=LEVELS[arguments.verbose])
     try:
         return run(arguments)
-    except (ArchiveError, UsageError) as error:
+    except (ArchiveError, CredentialsError, UsageError) as error:
         log.error("%s", error)
         return EXIT_USAGE
-    except RingError as error:
+    except (RingError, OpenSSLError, KernelTlsError) as error:
         log.error("%s", error)
     except OSError as error:
         log.error("%s", error.strerror or error)

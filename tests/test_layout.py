@@ -18,9 +18,17 @@ MAY_IMPORT = {  # arrows run one way
     "reply": {"http1", "archive"},
     "plan": {"abi", "http1", "reply"},
     "conn": {"abi", "http1", "plan", "reply", "state", "uring"},
-    "tarweb": {"abi", "archive", "conn", "plan", "reply", "state", "uring"},
+    "openssl": set(),
+    "credentials": {"openssl"},
+    "ktls": {"abi", "openssl", "uring"},
+    "tls": {"abi", "ktls", "openssl"},
+    "sealed": {"abi", "conn", "state", "tls"},
+    "secure": {"abi", "conn", "http1", "ktls", "sealed", "state", "tls"},
+    "redirect": {"archive", "reply"},
+    "tarweb": {"abi", "archive", "conn", "credentials", "ktls", "openssl", "plan", "redirect", "reply", "secure", "state",
+               "tls", "uring"},
 }
-MAY_USE_CTYPES = {"abi", "uring"}  # the modules that bind C
+MAY_USE_CTYPES = {"abi", "uring", "openssl", "credentials", "ktls", "tls"}  # the modules that bind C
 LONGEST_FUNCTION = 60
 LONGEST_MODULE = 500
 

@@ -1,0 +1,198 @@
+"""Certificates and keys, and the contexts that OpenSSL keeps them in: read and checked once, before anything is served.
+
+There is a context for each set of names. A certificate of another key type for the same names goes into the same
+context, and OpenSSL takes the one that a client can verify.
+"""
+
+import contextlib
+import ctypes
+
+from openssl import (
+    CTRL_CHAIN_CERT, CTRL_GROUPS_LIST, CTRL_MIN_PROTO_VERSION, CTRL_MODE, CTRL_SERVERNAME_CALLBACK,
+    CTRL_SESS_CACHE_MODE, GEN_DNS, MODE_RELEASE_BUFFERS, NID_SUBJECT_ALT_NAME, OP_NO_COMPRESSION,
+    OP_NO_RENEGOTIATION, SESS_CACHE_OFF, TLSEXT_ALERT_FATAL, TLSEXT_NOACK, TLSEXT_OK, AlpnCallback, KeylogCallback,
+    PasswordCallback, ServernameCallback, wipe,
+)
+
+# Mozilla's "intermediate" suites for TLS 1.2, those with ECDHE: DHE costs a server far more than the client that asks
+# for it (CVE-2002-20001), and who cannot do ECDHE cannot do much. TLS 1.3 has its own three, all of them good.
+CIPHERS = b":".join(b"ECDHE-%b-%b" % (key, cipher) for cipher in (
+    b"AES128-GCM-SHA256", b"AES256-GCM-SHA384", b"CHACHA20-POLY1305") for key in (b"ECDSA", b"RSA"))
+GROUPS = b"X25519MLKEM768:X25519:P-256:P-384", b"X25519:P-256:P-384"        # the first of them that OpenSSL knows
+PROTOCOL = b"http/1.1"                                                      # RFC 7301 section 6
+SESSION_ID_CONTEXT = b"tarweb"
+LARGEST_FILE = 1 << 20      # bytes of a PEM file: a chain is a few KiB
+
+
+class CredentialsError(Exception):
+    """A certificate or key cannot be used; the text names the file and says what to do."""
+
+
+class Credentials:
+    """The contexts for (certificate file, key file) pairs, the first of which is for clients that name no other host.
+
+    `context` is what new connections start from. `on_secret(address of a key log line)` is called with each secret
+    where `log_secrets` was asked for. `warnings` are for the log. Raises CredentialsError.
+    """
+
+    def __init__(self, openssl, pairs, least_version, log_secrets=False):
+        self.openssl, self.least_version = openssl, least_version
+        self.on_secret = lambda line: None
+        self.warnings = []
+        self.by_name = {}           # DNS name, perhaps "*.": context
+        self.protocol = ctypes.create_string_buffer(PROTOCOL)
+        self.callbacks = [AlpnCallback(self.select_protocol), ServernameCallback(self.select_host),
+                          KeylogCallback(lambda _, line: self.on_secret(line)) if log_secrets else None]
+        contexts: dict = {}         # names: (context, the types of its keys)
+        for certificate_file, key_file in pairs:
+            self.load(contexts, certificate_file, key_file)
+        self.context = next(iter(contexts.values()))[0]
+        if len(contexts) > 1:
+            for context, _ in contexts.values():
+                openssl.SSL_CTX_callback_ctrl(context, CTRL_SERVERNAME_CALLBACK, self.callbacks[1])
+
+    # one context
+
+    def load(self, contexts, certificate_file, key_file):
+        """Put a certificate with its key into the context of its names, which is made where it is the first."""
+        openssl = self.openssl
+        chain = self.read_chain(certificate_file)
+        key = self.read_key(key_file)
+        names = self.names(chain[0])
+        kind = openssl.EVP_PKEY_get_base_id(key)
+        group = names or certificate_file
+        if group in contexts and kind not in contexts[group][1]:
+            context, kinds = contexts[group]
+        else:
+            context, kinds = self.make_context(), set()
+        kinds.add(kind)
+        self.use(context, chain, key, certificate_file, key_file)
+        if contexts and not names:
+            self.warnings.append(f"{certificate_file} names no host, so no client will get it: "
+                                 "it has no DNS name in subjectAltName")
+        contexts.setdefault(group, (context, kinds))
+        for name in names:
+            self.by_name.setdefault(name, context)
+        for certificate in chain:
+            openssl.X509_free(certificate)      # the context has its own reference
+        openssl.EVP_PKEY_free(key)
+
+    def make_context(self):
+        openssl = self.openssl
+        context = openssl.check(openssl.SSL_CTX_new(openssl.TLS_server_method()), "SSL_CTX_new")
+        control = openssl.SSL_CTX_ctrl
+        openssl.check(control(context, CTRL_MIN_PROTO_VERSION, self.least_version, None), "least TLS version")
+        openssl.check(openssl.SSL_CTX_set_cipher_list(context, CIPHERS), "cipher list")
+        if not any(control(context, CTRL_GROUPS_LIST, 0, ctypes.c_char_p(groups)) == 1 for groups in GROUPS):
+            raise CredentialsError(f"this OpenSSL ({openssl.version}) has no X25519: {openssl.reason()}")
+        openssl.ERR_clear_error()
+        # Tickets hold all that resuming takes, sealed with a key that all workers have from the context they share.
+        control(context, CTRL_SESS_CACHE_MODE, SESS_CACHE_OFF, None)
+        openssl.SSL_CTX_set_session_id_context(context, SESSION_ID_CONTEXT, len(SESSION_ID_CONTEXT))
+        # Without it an idle connection would keep 34 KiB of buffers.
+        control(context, CTRL_MODE, MODE_RELEASE_BUFFERS, None)
+        openssl.SSL_CTX_set_options(context, OP_NO_COMPRESSION | OP_NO_RENEGOTIATION)
+        openssl.SSL_CTX_set_alpn_select_cb(context, self.callbacks[0], None)
+        if self.callbacks[2]:
+            openssl.SSL_CTX_set_keylog_callback(context, self.callbacks[2])
+        return context
+
+    def use(self, context, chain, key, certificate_file, key_file):
+        openssl = self.openssl
+        if openssl.SSL_CTX_use_certificate(context, chain[0]) != 1:
+            raise CredentialsError(f"{certificate_file}: OpenSSL refuses the certificate: {openssl.reason()}")
+        if openssl.SSL_CTX_use_PrivateKey(context, key) != 1 or openssl.SSL_CTX_check_private_key(context) != 1:
+            openssl.ERR_clear_error()
+            raise CredentialsError(f"{key_file} is not the key of {certificate_file}: "
+                                   "give --tls-key for each --tls-cert, in the same order")
+        for certificate in chain[1:]:
+            if openssl.SSL_CTX_ctrl(context, CTRL_CHAIN_CERT, 1, certificate) != 1:
+                raise CredentialsError(f"{certificate_file}: OpenSSL refuses a certificate of the chain: "
+                                       f"{openssl.reason()}")
+
+    # files
+
+    @contextlib.contextmanager
+    def opened(self, path):
+        """A BIO over the contents of a file, which are wiped afterwards."""
+        try:
+            with open(path, "rb", buffering=0) as file:
+                contents, size = bytearray(LARGEST_FILE), 0
+                while got := file.readinto(memoryview(contents)[size:]):    # a pipe gives it in pieces
+                    size += got
+        except OSError as error:
+            raise CredentialsError(f"cannot read {path}: {error.strerror}") from None
+        bio = self.openssl.BIO_new_mem_buf(ctypes.addressof(ctypes.c_char.from_buffer(contents)), size)
+        try:
+            yield bio
+        finally:
+            self.openssl.BIO_free(bio)
+            self.openssl.ERR_clear_error()
+            wipe(contents)
+
+    def read_chain(self, path):
+        """The certificates (X509 pointers) in a PEM file, the server's own first."""
+        openssl, chain = self.openssl, []
+        with self.opened(path) as bio:
+            while certificate := openssl.PEM_read_bio_X509(bio, None, None, None):
+                chain.append(certificate)
+        if not chain:
+            raise CredentialsError(f"{path} holds no certificate in PEM (-----BEGIN CERTIFICATE-----)")
+        if openssl.X509_cmp_current_time(openssl.X509_get0_notAfter(chain[0])) < 0:
+            self.warnings.append(f"the certificate in {path} has expired: browsers will refuse it")
+        if openssl.X509_cmp_current_time(openssl.X509_get0_notBefore(chain[0])) > 0:
+            self.warnings.append(f"the certificate in {path} is not valid yet: browsers will refuse it")
+        return chain
+
+    def read_key(self, path):
+        """The private key (EVP_PKEY pointer) in a PEM file."""
+        asked = []
+
+        def no_password(*_):        # an encrypted key cannot be read, and nothing is asked on the terminal
+            asked.append(True)
+            return -1
+
+        with self.opened(path) as bio:
+            key = self.openssl.PEM_read_bio_PrivateKey(bio, None, PasswordCallback(no_password), None)
+        if key:
+            return key
+        if asked:
+            raise CredentialsError(f"the key in {path} is encrypted: 'openssl pkey -in {path} -out FILE' decrypts it")
+        raise CredentialsError(f"{path} holds no private key in PEM (-----BEGIN PRIVATE KEY-----)")
+
+    # names
+
+    def names(self, certificate):
+        """The DNS names in subjectAltName, in lower case (RFC 6125 section 6.4: nothing else counts)."""
+        openssl, found = self.openssl, set()
+        names = openssl.X509_get_ext_d2i(certificate, NID_SUBJECT_ALT_NAME, None, None)
+        kind = ctypes.c_int()
+        for i in range(openssl.OPENSSL_sk_num(names) if names else 0):
+            value = openssl.GENERAL_NAME_get0_value(openssl.OPENSSL_sk_value(names, i), ctypes.byref(kind))
+            if kind.value == GEN_DNS:
+                name = ctypes.string_at(openssl.ASN1_STRING_get0_data(value), openssl.ASN1_STRING_length(value))
+                found.add(name.lower())
+        openssl.GENERAL_NAMES_free(names)
+        return frozenset(found)
+
+    def find(self, host):
+        """The context for a host's name (bytes), or None: its own, or that of a wildcard for its first label."""
+        host = host.lower().removesuffix(b".")
+        return self.by_name.get(host) or self.by_name.get(b"*." + host.partition(b".")[2])
+
+    # what OpenSSL asks during a handshake; an exception could not leave a callback, so none may begin in one
+
+    def select_host(self, ssl, _alert, _argument):
+        """RFC 6066 section 3: the context of the host that the client names; where there is none, the default."""
+        host = self.openssl.SSL_get_servername(ssl, 0)
+        context = self.find(host) if host else None
+        if context:
+            self.openssl.SSL_set_SSL_CTX(ssl, context)
+        return TLSEXT_OK if context else TLSEXT_NOACK
+
+    def select_protocol(self, _ssl, chosen, length, offered, size, _argument):
+        """RFC 7301 section 3.2: http/1.1 where it is offered, else the alert no_application_protocol."""
+        if b"%c%b" % (len(PROTOCOL), PROTOCOL) not in ctypes.string_at(offered, size):
+            return TLSEXT_ALERT_FATAL
+        chosen[0], length[0] = ctypes.addressof(self.protocol), len(PROTOCOL)
+        return TLSEXT_OK

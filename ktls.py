@@ -1,0 +1,210 @@
+"""Kernel TLS: what the kernel has to be told of a connection, where it comes from, and whether this kernel can.
+
+Layouts and numbers: <linux/tls.h>, <linux/tcp.h>; networking/tls.rst in the kernel's documentation.
+
+Facts about kernel TLS
+  * The ULP is attached right after accept: it wants an established connection (ENOTCONN once the client has sent FIN)
+    and changes nothing until keys are set.
+  * A send is encrypted from the moment TLS_TX is set, so what OpenSSL has still to say is sent before; what is
+    received is decrypted from the moment TLS_RX is set, whenever it came.
+  * MSG_WAITALL is refused, so a large send may come back short.
+  * A receive ends with EIO at a record that is no application data. The record stays queued until a recvmsg with room
+    for a control message takes it.
+  * Keys cannot be replaced before Linux 6.14: after a client's KeyUpdate nothing more can be received.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import platform
+import socket
+import struct
+
+import abi
+from openssl import TLS1_2, TLS1_3, wipe
+from uring import Ring, RingError
+
+SOL_TCP, TCP_ULP, SOL_TLS, TLS_TX, TLS_RX = 6, 31, 282, 1, 2
+ATTACH, SEND_KEYS, RECEIVE_KEYS = (SOL_TCP, TCP_ULP), (SOL_TLS, TLS_TX), (SOL_TLS, TLS_RX)
+ULP = b"tls"
+AES_GCM_128, AES_GCM_256, CHACHA20_POLY1305 = 51, 52, 54
+NAMES = {AES_GCM_128: "AES-128-GCM", AES_GCM_256: "AES-256-GCM", CHACHA20_POLY1305: "ChaCha20-Poly1305"}
+MODULES = {AES_GCM_128: "gcm", AES_GCM_256: "gcm", CHACHA20_POLY1305: "chacha20poly1305"}
+KEY_SIZE = {AES_GCM_128: 16, AES_GCM_256: 32, CHACHA20_POLY1305: 32}
+# struct tls12_crypto_info_*: version, cipher, then as many bytes of iv, key, salt and record sequence number.
+INFO = struct.Struct("=HH")
+SHAPES = {AES_GCM_128: (8, 16, 4, 8), AES_GCM_256: (8, 32, 4, 8), CHACHA20_POLY1305: (12, 32, 0, 8)}
+INFO_SIZE = 56              # of the largest
+
+# Cipher suites (their numbers in TLS) -> kernel's cipher, hash function. TLS 1.3, then ECDHE for ECDSA and RSA.
+SUITES = {
+    0x1301: (AES_GCM_128, "EVP_sha256"), 0x1302: (AES_GCM_256, "EVP_sha384"), 0x1303: (CHACHA20_POLY1305, "EVP_sha256"),
+    0xC02B: (AES_GCM_128, "EVP_sha256"), 0xC02C: (AES_GCM_256, "EVP_sha384"), 0xCCA9: (CHACHA20_POLY1305, "EVP_sha256"),
+    0xC02F: (AES_GCM_128, "EVP_sha256"), 0xC030: (AES_GCM_256, "EVP_sha384"), 0xCCA8: (CHACHA20_POLY1305, "EVP_sha256"),
+}
+HASH_SIZE = {"EVP_sha256": 32, "EVP_sha384": 48}
+
+
+class KernelTlsError(Exception):
+    """Kernel TLS was asked for and is not to be had; the text says why and what to do."""
+
+
+# --- keys
+
+class KeySchedule:
+    """Works out the keys of connections in memory of its own: no secret ever becomes a Python object."""
+
+    BLOCK, ITERATION = 0, 256       # where in `scratch` keys, and the input of the next HMAC, are
+
+    def __init__(self, openssl):
+        self.openssl = openssl
+        self.scratch = bytearray(512)
+        self.at = abi.address_of(self.scratch)
+
+    def wipe(self):
+        wipe(self.scratch)
+
+    def tls13(self, info, suite, secret, sequence):
+        """Write to address `info` what the kernel has to know for one direction, from the traffic secret at address
+        `secret` (RFC 8446 section 7.3)."""
+        cipher, digest = SUITES[suite]
+        key, iv = self.at + self.BLOCK, self.at + self.BLOCK + 64
+        self.expand_label(digest, secret, b"key", KEY_SIZE[cipher], key)
+        self.expand_label(digest, secret, b"iv", 12, iv)
+        write_info(info, TLS1_3, cipher, key, iv, sequence)
+
+    def expand_label(self, digest, secret, label, length, out):
+        """HKDF-Expand-Label without context (RFC 8446 section 7.1): the first `length` of the bytes at `out`."""
+        expansion = struct.pack(">HB", length, 6 + len(label)) + b"tls13 " + label + b"\0\1"
+        self.hmac(digest, secret, HASH_SIZE[digest], abi.address_of(expansion), len(expansion), out)
+
+    def tls12(self, send_info, receive_info, suite, master, randoms, sequences):
+        """Both directions, from the master secret at address `master` (RFC 5246 section 6.3).
+
+        `randoms`: the server's and the client's, 64 bytes. `sequences`: of the next record to send, to receive.
+        """
+        cipher, digest = SUITES[suite]
+        self.pseudo_random(digest, master, b"key expansion" + randoms)
+        key_size, iv_size = KEY_SIZE[cipher], 12 if cipher == CHACHA20_POLY1305 else 4
+        block, nonce = self.at + self.BLOCK, self.at + self.ITERATION
+        for info, which, sequence in ((receive_info, 0, sequences[1]), (send_info, 1, sequences[0])):
+            ctypes.memmove(nonce + 4, sequence.to_bytes(8, "big"), 8)       # what AES-GCM's nonce goes on with
+            ctypes.memmove(nonce, block + 2 * key_size + which * iv_size, iv_size)
+            write_info(info, TLS1_2, cipher, block + which * key_size, nonce, sequence)
+
+    def pseudo_random(self, digest, master, seed):
+        """P_hash(master secret, seed) to BLOCK (RFC 5246 section 5): 96 bytes, where 88 are the most that is wanted."""
+        size = HASH_SIZE[digest]
+        a = self.at + self.ITERATION
+        self.hmac(digest, master, 48, abi.address_of(seed), len(seed), a)
+        ctypes.memmove(a + size, seed, len(seed))
+        for i in range(96 // size):
+            self.hmac(digest, master, 48, a, size + len(seed), self.at + self.BLOCK + i * size)
+            self.hmac(digest, master, 48, a, size, a)
+
+    def hmac(self, digest, key, key_size, data, size, out):
+        """HMAC (RFC 2104) of `size` bytes at address `data`, to address `out`."""
+        function = getattr(self.openssl, digest)()
+        self.openssl.check(self.openssl.HMAC(function, key, key_size, data, size, out, None), "HMAC")
+
+
+def write_info(info, version, cipher, key, iv, sequence):
+    """Write a struct tls12_crypto_info_* to address `info`; `key` and `iv` (12 bytes) are addresses.
+
+    What AES-GCM calls salt is the front of the IV; its `iv` is the rest.
+    """
+    iv_size, key_size, salt_size, _ = SHAPES[cipher]
+    ctypes.memmove(info, INFO.pack(version, cipher), INFO.size)
+    at = info + INFO.size
+    for source, size in ((iv + salt_size, iv_size), (key, key_size), (iv, salt_size)):
+        ctypes.memmove(at, source, size)
+        at += size
+    ctypes.memmove(at, sequence.to_bytes(8, "big"), 8)
+
+
+def info_size(cipher):
+    return INFO.size + sum(SHAPES[cipher])
+
+
+# --- records that are no application data
+
+SET_RECORD_TYPE, GET_RECORD_TYPE = 1, 2
+CMSG = struct.Struct("=QiiB7x")         # <sys/socket.h> struct cmsghdr: length, level, type, and here one byte of data
+ALERT = 21                              # RFC 8446 section 5.1
+CLOSE_NOTIFY, USER_CANCELED = b"\0", bytes((90,))      # RFC 8446 section 6
+WARNING = b"\1"
+
+
+class ControlMessage:
+    """Memory for a msghdr, its iovec, one control message with the type of a record, and the record."""
+
+    IOV, CMSG, DATA = abi.MSGHDR.size, abi.MSGHDR.size + abi.IOVEC.size, abi.MSGHDR.size + abi.IOVEC.size + CMSG.size
+
+    def __init__(self, size):
+        self.memory = bytearray(self.DATA + size)
+        self.address = abi.address_of(self.memory)
+        abi.MSGHDR.pack_into(self.memory, 0, 0, 0, self.address + self.IOV, 1, self.address + self.CMSG, CMSG.size, 0)
+        abi.IOVEC.pack_into(self.memory, self.IOV, self.address + self.DATA, size)
+
+    @classmethod
+    def close_notify(cls):
+        """A message whose sending says that no more will be sent."""
+        message = cls(2)
+        CMSG.pack_into(message.memory, cls.CMSG, 17, SOL_TLS, SET_RECORD_TYPE, ALERT)
+        message.memory[cls.DATA:] = WARNING + CLOSE_NOTIFY
+        return message
+
+    def record(self, size):
+        """(type, content) of a record of `size` bytes that was received into this message."""
+        _, level, kind, record_type = CMSG.unpack_from(self.memory, self.CMSG)
+        return (record_type if (level, kind) == (SOL_TLS, GET_RECORD_TYPE) else 0,
+                bytes(self.memory[self.DATA:self.DATA + size]))
+
+
+# --- whether this kernel can
+
+def probe(use_liburing):
+    """(the ciphers that this kernel takes over from the ring, why not all of them or "")."""
+    try:
+        ring = Ring(8, entries=8, buffers=1, buffer_size=64, use_liburing=use_liburing)
+    except RingError as error:
+        return frozenset(), str(error)
+    try:
+        refused = {cipher: try_cipher(ring, cipher) for cipher in SHAPES}
+    except OSError as error:
+        return frozenset(), f"it cannot be tried on a connection to 127.0.0.1: {error.strerror}"
+    finally:
+        ring.close()
+    able = frozenset(cipher for cipher, reason in refused.items() if not reason)
+    return able, next((reason for reason in refused.values() if reason), "")
+
+
+def try_cipher(ring, cipher):
+    """Have the kernel take over a connection of our own with keys of zeros; "" or why that fails. Raises OSError."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        stack.enter_context(socket.create_connection(listener.getsockname()))
+        taken = stack.enter_context(listener.accept()[0])
+        info = bytearray(INFO_SIZE)
+        INFO.pack_into(info, 0, TLS1_3, cipher)
+        keys = abi.address_of(info), info_size(cipher)
+        for option, value in ((ATTACH, (abi.address_of(ULP), len(ULP))), (SEND_KEYS, keys), (RECEIVE_KEYS, keys)):
+            ring.arm_setsockopt(0, 0, taken.fileno(), option, value)
+            while not (completions := list(ring.wait())):
+                pass                            # a signal came first
+            if completions[0][2] < 0:
+                return explain(-completions[0][2], option, cipher)
+    return ""
+
+
+def explain(error, option, cipher):
+    """Why the kernel refused `option` with `error` (an errno), and what to do about it: one sentence."""
+    if error == errno.ENOENT and option == ATTACH:
+        return ("this kernel has not loaded its tls module: 'modprobe tls' does, "
+                "a line 'tls' in /etc/modules does at every boot")
+    if error == errno.ENOENT:
+        return f"this kernel has no {NAMES[cipher]}: 'modprobe {MODULES[cipher]}' loads it"
+    if error in (errno.EOPNOTSUPP, errno.EINVAL) and option == ATTACH:
+        return f"this kernel ({platform.release()}) is older than 6.7 and sets no socket options from io_uring"
+    return f"this kernel refuses {NAMES[cipher]}: {os.strerror(error)}"

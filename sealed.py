@@ -1,0 +1,244 @@
+"""Connections that OpenSSL encrypts, not the kernel: what comes between the ring and the handlers of `conn.py`.
+
+Received: each piece goes through OpenSSL, and what it gives is looked at as if it had been received so.
+Sent: a plan goes out in pieces of PIECE bytes at most, each brought together in one buffer, encrypted there, and sent
+from there. No connection has more than one buffer, and none while it is idle.
+
+Contents are read from the file, not from its mapping: reading a mapping of a file that has been cut short ends the
+process. A small response is read once and kept in one piece; pieces of large ones are read through the ring, so that
+no connection waits for another one's disk.
+"""
+
+import errno
+import logging
+import mmap
+import os
+
+import abi
+from abi import CQE_MORE
+from conn import SEND_GRACE, Worker
+from state import CLOSING, IDLE, RESPONSE, SENT
+from tls import LARGEST_PLAINTEXT, MOST_OUTPUT, RECORD_HEADER, TlsError
+
+log = logging.getLogger("tarweb")
+
+# Tags, as in conn.py. WRAPPED: a receive whose bytes are no request yet. SEALED: a send of what OpenSSL has encrypted.
+WRAPPED, SEALED, LOAD = (operation << 24 for operation in (8, 9, 10))
+
+PIECE = 64 * 1024               # bytes of a plan encrypted at a time: a few records, within the CPU's caches
+RECORD_OVERHEAD = 64            # bytes that encryption adds to a record, and more
+SPARE = 2 * MOST_OUTPUT         # for what OpenSSL has to say before a response
+SMALL_BUFFER = LARGEST_PLAINTEXT + RECORD_OVERHEAD + SPARE
+LARGE_BUFFER = PIECE + PIECE // LARGEST_PLAINTEXT * RECORD_OVERHEAD + SPARE
+FREE_BUFFERS = 256              # of each size are kept
+MEMO_PLAINTEXT = 16 << 20       # bytes of small responses kept in one piece each; beyond that all are let go
+
+
+class Buffer:
+    """Memory for what is encrypted and sent. `free`: the list it returns to."""
+
+    def __init__(self, size, free):
+        self.size, self.free = size, free
+        self.memory = mmap.mmap(-1, size)
+        self.address = abi.address_of(self.memory)
+        self.pointer = abi.pointer(self.address)
+
+
+class SealedWorker(Worker):
+    """A Worker whose connections may have a tls.Session, of the Engine `engine`, that is not the kernel's.
+
+    `archive`: where plans' contents are (`fd`, `size`), mapped at `archive_address`.
+    """
+
+    def __init__(self, *arguments, engine, archive, archive_address):
+        super().__init__(*arguments)
+        self.engine, self.archive, self.archive_address = engine, archive, archive_address
+        self.write_bio, self.read_ssl = engine.openssl.BIO_write, engine.openssl.SSL_read
+        ring = self.ring
+        self.received = [abi.pointer(ring.pool_address + i * ring.buffer_size) for i in range(ring.buffer_mask + 1)]
+        self.small_buffers, self.large_buffers = [], []         # those that are free
+        self.gathered, self.gathered_size = [], 0               # plans whose plaintext is kept, and its bytes
+
+    # receiving
+
+    def on_ciphertext(self, connection, session, i, size, flags):
+        """`size` bytes have been received into buffer `i`.
+
+        The common case, exactly one record, of application data, is written out here; `Engine.feed` has all others.
+        """
+        engine, pool, at = self.engine, self.ring.pool, i * self.ring.buffer_size
+        try:
+            if session.aligned and int.from_bytes(pool[at + 3:at + 5], "big") + RECORD_HEADER == size:
+                self.write_bio(engine.incoming, self.received[i], size)
+                self.ring.give_back(i)
+                got = self.read_ssl(session.ssl, engine.plain_at, LARGEST_PLAINTEXT)
+                data = engine.plain[:got] if got > 0 else engine.after_read(session, got)
+            else:
+                piece = pool[at:at + size]
+                self.ring.give_back(i)
+                data = engine.feed(session, piece)
+        except TlsError as error:
+            if not flags & CQE_MORE:
+                connection.receiving = False
+            self.on_tls_error(connection, error)
+            return
+        if connection.state is IDLE and flags & CQE_MORE:
+            plan = connection.site.planner.by_request.get(data)
+            if plan is not None:
+                self.send(connection, plan)
+                return
+        self.on_plaintext(connection, session, data, flags)
+
+    def on_plaintext(self, connection, session, data, flags):
+        """What OpenSSL gave, perhaps nothing: then the client has said something about TLS itself."""
+        if data:
+            self.on_data(connection, data, flags)
+        else:
+            connection.receiving = connection.receiving and bool(flags & CQE_MORE)
+        if session.at_end and connection.tls is session and connection.state is not CLOSING:
+            self.on_last_data(connection, flags)
+        elif not data:
+            self.go_on(connection)
+
+    def on_last_data(self, connection, flags):
+        """The client will send no more: what it has asked is answered, then the connection ends."""
+        Worker.on_receive_end(self, connection, 0, flags)
+
+    def on_tls_error(self, connection, error):
+        """The client has broken TLS: it is told how, if nothing else is being sent to it."""
+        log.debug("TLS broken: %s", error)
+        self.end(connection)
+
+    # sending
+
+    def begin_sending(self, connection, plan):
+        session = connection.tls
+        if session is None or session.in_kernel:
+            super().begin_sending(connection, plan)
+        elif plan.total <= LARGEST_PLAINTEXT:
+            self.seal(connection, session, self.small_buffer(), self.plaintext(plan), plan.total)
+        else:
+            self.load(connection, session, plan)
+
+    def go_on_sending(self, connection, plan):
+        session = connection.tls
+        if session is None or session.in_kernel:
+            super().go_on_sending(connection, plan)
+        else:
+            self.load(connection, session, plan)
+
+    def load(self, connection, session, plan):
+        """Fill a buffer with the next piece of a plan: bytes of our own, then those of one span of the archive."""
+        session.buffer = buffer = self.large_buffer()
+        filled, skip = 0, connection.sent
+        for address, length in plan.spans():
+            if skip >= length:
+                skip -= length
+                continue
+            size = min(length - skip, PIECE - filled)
+            offset = address - self.archive_address
+            if 0 <= offset < self.archive.size and size:
+                session.piece, connection.sends = filled, LOAD
+                self.ring.arm_pread(LOAD | connection.slot, connection.generation, self.archive.fd,
+                                    buffer.address + filled, size, offset + skip)
+                return
+            abi.copy(buffer.address + filled, address + skip, size)
+            filled, skip = filled + size, 0
+        self.seal(connection, session, buffer, buffer.pointer, filled)
+
+    def on_loaded(self, connection, result):
+        """A piece is there, or as much of it as the file gave at once; where it gave nothing, it has been cut short."""
+        session = connection.tls
+        if result > 0 and connection.state is not CLOSING:
+            self.seal(connection, session, session.buffer, session.buffer.pointer, session.piece + result)
+        else:
+            self.put_back(session)
+            self.on_sent(connection, -errno.EFAULT)
+
+    def seal(self, connection, session, buffer, source, size):
+        """Encrypt `size` bytes at pointer `source` (None: they are lost) into `buffer`, and send that."""
+        session.buffer, session.piece, connection.sends = buffer, size, SEALED
+        try:
+            session.sealed = self.engine.seal(session, source, size, buffer.pointer, buffer.size) if source else 0
+        except TlsError as error:
+            log.debug("TLS broken: %s", error)
+            session.sealed = 0
+        session.unsent = session.sealed
+        # Nothing sealed: the send fails (EFAULT), and its completion ends the connection like that of any other.
+        self.ring.arm_send(SEALED | connection.slot, connection.generation, connection.slot,
+                           buffer.address if session.sealed else 0, session.sealed or 1)
+
+    def on_sealed(self, connection, result):
+        session = connection.tls
+        if result != session.unsent and result > 0 and connection.state is not CLOSING:
+            session.unsent -= result
+            self.ring.arm_send(SEALED | connection.slot, connection.generation, connection.slot,
+                               session.buffer.address + session.sealed - session.unsent, session.unsent)
+            return
+        self.put_back(session)
+        if result == session.unsent and session.piece == connection.plan.done and not connection.attention:
+            connection.state = connection.state[SENT]
+            connection.since = self.now
+        else:
+            self.on_sent(connection, session.piece if result == session.unsent else min(result, 0))
+
+    def patience(self, connection):
+        session = connection.tls
+        if connection.state is RESPONSE and session is not None and not session.in_kernel:
+            return SEND_GRACE + min(PIECE, connection.plan.total - connection.sent) // self.limits.min_rate
+        return super().patience(connection)
+
+    # memory
+
+    def small_buffer(self):
+        return self.small_buffers.pop() if self.small_buffers else Buffer(SMALL_BUFFER, self.small_buffers)
+
+    def large_buffer(self):
+        return self.large_buffers.pop() if self.large_buffers else Buffer(LARGE_BUFFER, self.large_buffers)
+
+    def put_back(self, session):
+        buffer, session.buffer = session.buffer, None
+        if len(buffer.free) < FREE_BUFFERS:
+            buffer.free.append(buffer)
+
+    def plaintext(self, plan):
+        """A pointer to all of a small plan in one piece, with the Date of now; None where the archive has lost it."""
+        if plan.plaintext is None and not self.gather(plan):
+            return None
+        (head, length), (_, pointer), dated = plan.spans()[0], plan.plaintext, self.site.planner.status_heads.date
+        if plan.dated is not dated:
+            abi.copy(pointer, head, length)
+            plan.dated = dated
+        return pointer
+
+    def gather(self, plan):
+        """Put all of a small plan into one piece; tell whether it was all there."""
+        memory, at = bytearray(plan.total), 0
+        address = abi.address_of(memory)
+        for source, length in plan.spans():
+            offset = source - self.archive_address
+            if not 0 <= offset < self.archive.size:
+                abi.copy(address + at, source, length)
+            elif not read_exactly(self.archive.fd, memoryview(memory)[at:at + length], offset):
+                return False
+            at += length
+        plan.plaintext = memory, abi.pointer(address)
+        self.keep(plan)
+        return True
+
+    def keep(self, plan):
+        if self.gathered_size + plan.total > MEMO_PLAINTEXT:
+            for other in self.gathered:
+                other.plaintext = other.dated = None
+            self.gathered.clear()
+            self.gathered_size = 0
+        self.gathered.append(plan)
+        self.gathered_size += plan.total
+
+
+def read_exactly(fd, memory, offset):
+    """Fill `memory` from a file; tell whether it had as much."""
+    try:
+        return os.preadv(fd, [memory], offset) == len(memory)
+    except OSError:
+        return False

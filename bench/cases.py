@@ -2,15 +2,15 @@
 
 import contextlib
 import os
-import socket
 import sys
 import time
 from dataclasses import dataclass, field
 
 import load
 import procfs
+import tlspeer
 from content import MANY, SEED, SIZES
-from servers import HOST, Failed, available, serving
+from servers import TLS_SERVERS, Failed, available, serving
 
 WARM_UP = 1                    # seconds, once for each server and case
 SETTLE = 0.1                   # seconds after a round, for the work of connections that wrk has left
@@ -18,7 +18,11 @@ SETTLE = 0.1                   # seconds after a round, for the work of connecti
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of traffic. `per` is what CPU is divided by: "request" or "MiB"."""
+    """One kind of traffic. `per` is what CPU is divided by: "request" or "MiB".
+
+    `tls` is "" for plain HTTP. Over TLS it says how a connection begins: "kept" for however wrk does it, where
+    connections last; where each request has one of its own, "resumed", or "full" for a full handshake.
+    """
 
     title: str
     path: str
@@ -27,6 +31,7 @@ class Case:
     asks: tuple = ()               # wrk.lua's arguments; "TAG" becomes a word never used before
     per: str = "request"
     longest: int = 3               # seconds a round may take
+    tls: str = ""
 
 
 CASES = {
@@ -40,33 +45,55 @@ CASES = {
     # Short, so that a round's connections stay about as many as the client's ports.
     "newconn": Case("1 KiB, a connection for each request", "/small/1k.bin",
                     headers={"Connection": "close"}, longest=1),
+    "tls-small": Case("TLS: 1 KiB, keep-alive", "/small/1k.bin", tls="kept"),
+    "tls-browser": Case("TLS: 1 KiB, a browser's header block", "/small/1k.bin", headers=load.BROWSER, tls="kept"),
+    "tls-24k": Case("TLS: 24 KiB", "/medium/24k.bin", tls="kept"),
+    "tls-1m": Case("TLS: 1 MiB", "/large/1m.bin", connections=16, per="MiB", tls="kept"),
+    # The client takes twice the CPU that the server does: four of its processes keep the server supplied.
+    "tls-handshake": Case("TLS: 1 KiB, a full handshake for each request", "/small/1k.bin", connections=4, tls="full"),
+    "tls-resume": Case("TLS: 1 KiB, a resumed connection for each request", "/small/1k.bin",
+                       headers={"Connection": "close"}, tls="resumed"),
 }
 
 
 def measure(name, site, rounds, seconds):
-    """Run case `name`, the servers taking turns; gives {"title", "per", "servers": {name: [round, ...]}}."""
+    """Run case `name`, the servers taking turns.
+
+    Gives {"title", "per", "connections", "servers": {name: [round, ...]}, "tls": version and cipher, or ""}.
+    """
     case = CASES[name]
+    if case.tls:
+        tlspeer.write_certificate(site)
     with contextlib.ExitStack() as stack:
-        results: dict[str, list] = {each: [] for each in available()}
-        servers = []
-        for each, its_rounds in results.items():
-            try:
-                servers.append(warm_server(each, case, site, stack))
-            except (Failed, OSError) as failure:
-                its_rounds.append({"errors": [str(failure)]})
-                tell(name, 0, each, its_rounds[0])
+        results: dict[str, list] = {each: [] for each in available() if not case.tls or each in TLS_SERVERS}
+        servers = warm_servers(name, site, results, stack)
+        spoken = tlspeer.agreement(servers, site) if case.tls else ""
         for number in range(rounds):
             for server in servers:
                 result = one_round(server, case, min(seconds, case.longest))
                 results[server.name].append(result)
                 tell(name, number, server.name, result)
-    return {"title": case.title, "per": case.per, "connections": case.connections, "servers": results}
+    return {"title": case.title, "per": case.per, "connections": case.connections, "servers": results, "tls": spoken}
+
+
+def warm_servers(name, site, results, stack):
+    """Start the servers of `results`, for case `name`; gives those that did start, and notes in `results` why not."""
+    servers = []
+    for each, its_rounds in results.items():
+        try:
+            servers.append(warm_server(each, CASES[name], site, stack))
+        except (Failed, OSError) as failure:
+            its_rounds.append({"errors": [str(failure)]})
+            tell(name, 0, each, its_rounds[0])
+    return servers
 
 
 def warm_server(name, case, site, stack):
     """Start a server, end it with `stack`, and see that it serves the right file; gives the Server, warmed up."""
-    server = stack.enter_context(serving(name, site))
+    server = stack.enter_context(serving(name, site, tls=bool(case.tls)))
     check_content(server, case, site)
+    if case.tls == "resumed":
+        tlspeer.check_resumption(server, case.path)
     one_round(server, case, WARM_UP)
     return server
 
@@ -74,7 +101,7 @@ def warm_server(name, case, site, stack):
 def check_content(server, case, site):
     """Raise Failed unless `server` serves the very bytes that are in the site's directory."""
     path = case.path + "00000.bin" if case.path.endswith("/") else case.path
-    with socket.create_connection((HOST, server.port), load.TIMEOUT) as connection:
+    with tlspeer.connect(server) as connection:
         _, body = load.ask(connection, load.get(path, server.port))
     if body != (site.directory / path[1:]).read_bytes():
         raise Failed(f"{server.name}: {path} is not what it should be")
@@ -87,9 +114,8 @@ def one_round(server, case, seconds):
     ("client"), "requests" served, requests/s ("rate"), and "errors": words for whatever makes the round worthless.
     """
     pids = server.pids
-    asks = [os.urandom(8).hex() if word == "TAG" else word for word in case.asks]
     cpu, ticks = procfs.cpu_seconds(pids), procfs.stat(pids, "utime", "stime")
-    result = load.wrk(server.url(case.path), case.connections, seconds, case.headers, asks)
+    result = put_load(server, case, seconds)
     time.sleep(SETTLE)
     cpu = procfs.cpu_seconds(pids) - cpu
     user, system = (now - then for now, then in zip(procfs.stat(pids, "utime", "stime"), ticks, strict=True))
@@ -108,8 +134,16 @@ def one_round(server, case, seconds):
     }
 
 
+def put_load(server, case, seconds):
+    """Load `server` as the case says; gives what load.wrk gives."""
+    if case.tls == "full":
+        return load.handshakes(server, case.path, case.connections, seconds)
+    asks = [os.urandom(8).hex() if word == "TAG" else word for word in case.asks]
+    return load.wrk(server.url(case.path), case.connections, seconds, case.headers, asks)
+
+
 def problems(result, case):
-    """What is wrong with a round: wrk's errors, or answers too short to hold the file."""
+    """What is wrong with a round: the client's errors, or answers too short to hold the file."""
     said = [f"{count} {kind} errors" for kind, count in result["errors"].items()]
     if result["bytes"] < result["requests"] * SIZES.get(case.path[1:], 1 << 10):
         said.append("short answers")

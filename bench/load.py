@@ -1,4 +1,4 @@
-"""The clients: wrk for rates, plain sockets for connections that must be many, or watched."""
+"""The clients: wrk for rates, openssl for full handshakes, plain sockets for connections that are many, or watched."""
 
 import contextlib
 import json
@@ -8,9 +8,10 @@ import selectors
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 
-from servers import HOST, Failed, find
+from servers import HOST, Failed, advice, find
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT = 10                   # seconds a client waits for an answer
@@ -48,6 +49,45 @@ def wrk(url, connections, seconds, headers=None, asks=()):
     result["errors"] = {kind: count for kind, count in result["errors"].items() if count}
     result["client"] = client_seconds() - before
     return result
+
+
+def handshakes(server, path, clients, seconds):
+    """Ask for `path` from `clients` processes of `openssl s_time`, each time with a full handshake.
+
+    wrk is no client for this: it keeps the session of a connection that ends and resumes it in the next one. Gives
+    what wrk() gives; among the errors are connections that were resumed all the same.
+    """
+    if not find("openssl"):
+        raise Failed(advice("openssl"))
+    command = [find("openssl"), "s_time", "-connect", f"{HOST}:{server.port}", "-new", "-www", path,
+               "-time", str(seconds)]
+    total = {"requests": 0, "bytes": 0, "errors": {}}
+    before, start = client_seconds(), time.monotonic()
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                                        text=True)) for _ in range(clients)]
+        for process in running:
+            stack.callback(process.kill)
+        for process in running:
+            add_handshakes(total, process.communicate(timeout=seconds + NO_MORE)[0])
+    return total | {"seconds": time.monotonic() - start, "client": client_seconds() - before}
+
+
+def add_handshakes(total, said):
+    """Add to `total` what one s_time printed: a star for a full handshake, an "r" for a resumed one, and sums.
+
+    It ends at the first handshake that fails, without sums, which raises Failed. It does not look at answers; but
+    all have one length, so that any other leaves a remainder.
+    """
+    summary = re.search(r"^([*r]+)$.*^(\d+) connections in .*, bytes read (\d+)$", said, re.M | re.S)
+    if not summary:
+        raise Failed(f"openssl s_time: {said[-500:]}")
+    count, size = int(summary[2]), int(summary[3])
+    total["requests"] += count
+    total["bytes"] += size
+    for kind, errors in (("resumption", summary[1].count("r")), ("length", size % count)):
+        if errors:
+            total["errors"][kind] = total["errors"].get(kind, 0) + errors
 
 
 def client_seconds():

@@ -13,7 +13,8 @@ from pathlib import Path
 import report
 
 ROOT = Path(__file__).resolve().parent.parent
-SHOWN = ("small", "browser", "miss", "files", "24k", "1m", "100m", "newconn")
+SHOWN = ("small", "browser", "miss", "files", "24k", "1m", "100m", "newconn",
+         "tls-small", "tls-1m", "tls-handshake", "tls-resume")
 
 
 def help_block():

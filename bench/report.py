@@ -95,6 +95,9 @@ TARGETS = (
     cpu_target("1 KiB, no two URLs alike: CPU/request", "miss", 1.2),
     cpu_target("1 MiB: CPU/byte", "1m", 0.9),
     cpu_target("a connection for each request: CPU/request", "newconn", 1.0),
+    cpu_target("TLS in userspace, 1 KiB, keep-alive: CPU/request", "tls-small", 1.0),
+    cpu_target("TLS in userspace, a full handshake for each request: CPU/request", "tls-handshake", 1.2),
+    cpu_target("TLS in userspace, 1 MiB: CPU/byte", "tls-1m", 1.1),
     Target("10,000 files, 1,000 connections: memory beyond the tar", 40, "MB", beyond_tar),
     Target("100,000 files: start-up", 3, "s", start_seconds),
     Target("steady state: growth of resident memory", ENOUGH, "KiB", grown),
@@ -136,7 +139,8 @@ def case_section(case):
     head = ["server", "requests/s", f"CPU us/{per}", "user", "system", f"client us/{per}", "CPU, x nginx",
             "with client"]
     rows = [case_row(case, server) for server in case["servers"]]
-    parts = [f"### {case['title']} ({case['connections']} connections)", table(head, rows), case_errors(case)]
+    spoken = f"All speak {case['tls']}." if case.get("tls") else ""
+    parts = [f"### {case['title']} ({case['connections']} connections)", spoken, table(head, rows), case_errors(case)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -211,14 +215,16 @@ def steady_section(case):
 
 SECTIONS = {"idle": idle_section, "memory": memory_section, "startup": startup_section, "steady": steady_section}
 
-METHOD = """CPU us/request is the processor time of all processes of a server (io_uring's kernel threads included) over
-the requests that wrk counted. Servers take turns round by round, each pinned to one core, wrk to another; figures are
-medians of the rounds, ratios are taken within a round: median (min - max). On loopback the kernel does part of the
-network's work on whichever side happens to run: the client's time stands beside the server's, and "with client" is
-the ratio of both together. Absolute times mean little on a shared machine. nginx is set up as usual for static files
-([nginx.conf](nginx.conf)); nginx-tuned has the cheapest settings found for each size
-([nginx-tuned.conf](nginx-tuned.conf)); lighttpd: [lighttpd.conf](lighttpd.conf). http.server is Python's own, for
-scale. A row with any error of wrk is invalid."""
+METHOD = """CPU us/request is the processor time of all processes of a server (io_uring's kernel threads included)
+over the requests that the client counted. Servers take turns round by round, each pinned to one core, the client to
+another; figures are medians of the rounds, ratios are taken within a round: median (min - max). On loopback the
+kernel does part of the network's work on whichever side happens to run: the client's time stands beside the
+server's, and "with client" is the ratio of both together. Absolute times mean little on a shared machine. nginx is
+set up as usual for static files ([nginx.conf](nginx.conf)); nginx-tuned has the cheapest settings found for each
+size ([nginx-tuned.conf](nginx-tuned.conf)); lighttpd: [lighttpd.conf](lighttpd.conf). http.server is Python's own,
+for scale. The client is wrk, and for full handshakes `openssl s_time`. A row with any error of the client's is
+invalid. Over TLS all servers have the same certificate (ECDSA, P-256); tarweb runs with `--ktls off`, nginx with
+[nginx-tls.conf](nginx-tls.conf)."""
 
 
 def special_section(name, case):

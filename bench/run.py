@@ -98,6 +98,7 @@ def machine(options):
         "Python": first_line(options.python, "--version"),
         "nginx": first_line("nginx", "-v"),
         "lighttpd": first_line("lighttpd", "-v"),
+        "OpenSSL": first_line("openssl", "version"),
         "wrk": first_line("wrk", "-v"),
         "strace": first_line("strace", "-V"),
         "tarweb": commit(),

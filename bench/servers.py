@@ -22,7 +22,8 @@ TARWEB = HERE.parent / "tarweb.py"
 HOST = "127.0.0.1"
 CONNECTIONS = 16_000           # slots of nginx and lighttpd: more than any case opens
 START = 60                     # seconds that a server may take to start
-PACKAGES = {"nginx": "nginx-light", "lighttpd": "lighttpd", "wrk": "wrk", "strace": "strace"}
+PACKAGES = {"nginx": "nginx-light", "lighttpd": "lighttpd", "wrk": "wrk", "strace": "strace", "openssl": "openssl"}
+TLS_SERVERS = ("tarweb", "nginx", "nginx-tuned")
 
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, CLIENT_CORE = CORES[0], CORES[1 % len(CORES)]
@@ -40,14 +41,25 @@ class Site:
     tar: Path
     python: str
 
+    @property
+    def certificate(self):
+        """Where tlspeer.write_certificate puts the certificate of all servers."""
+        return self.tar.parent / "certificate.pem"
+
+    @property
+    def key(self):
+        """Where tlspeer.write_certificate puts the key of that certificate."""
+        return self.tar.parent / "key.pem"
+
 
 @dataclass
 class Server:
-    """A running server: its main process and where it listens."""
+    """A running server: its main process, where it listens, and whether it speaks TLS there."""
 
     name: str
     process: subprocess.Popen
     port: int
+    tls: bool = False
 
     @property
     def pids(self):
@@ -56,7 +68,7 @@ class Server:
 
     def url(self, path):
         """The URL of `path`, which begins with a slash."""
-        return f"http://{HOST}:{self.port}{path}"
+        return f"{'https' if self.tls else 'http'}://{HOST}:{self.port}{path}"
 
 
 def find(program):
@@ -89,12 +101,15 @@ def fill(template, into, values):
     return into
 
 
-def configuration(site, temporary, port):
+def configuration(site, temporary, port, tls=False):
     """The values of the @WORDS@ in the configurations."""
     return {
         "DIR": temporary,
         "SITE": site.directory,
         "PORT": port,
+        "SSL": "ssl" if tls else "",
+        "CERTIFICATE": site.certificate,
+        "KEY": site.key,
         "FILES": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "CONNECTIONS": CONNECTIONS,
         "USER": "user root;" if os.getuid() == 0 else "",     # all servers run as the user who started the bench
@@ -102,28 +117,33 @@ def configuration(site, temporary, port):
 
 
 # Each of these gives the command line of one server, after writing its configuration into `temporary`.
-# Only tarweb has flags, and it chooses its own port.
+# Only tarweb has flags, and it chooses its own port. Only TLS_SERVERS are ever asked for TLS.
 
-def tarweb(site, _temporary, _port, flags):
+def tarweb(site, _temporary, _port, flags, tls):
+    if tls:
+        flags = ["--tls-cert", site.certificate, "--tls-key", site.key, "--ktls", "off", *flags]
     return [site.python, TARWEB, "--listen", f"{HOST}:0", *flags, site.tar]
 
 
-def nginx(site, temporary, port, _flags):
-    written = fill("nginx.conf", temporary / "nginx.conf", configuration(site, temporary, port))
+def nginx(site, temporary, port, _flags, tls):
+    values = configuration(site, temporary, port, tls)
+    if tls:
+        fill("nginx-tls.conf", temporary / "tls.conf", values)
+    written = fill("nginx.conf", temporary / "nginx.conf", values)
     return [find("nginx"), "-p", temporary, "-e", temporary / "nginx.log", "-c", written]
 
 
-def nginx_tuned(site, temporary, port, flags):
+def nginx_tuned(site, temporary, port, flags, tls):
     shutil.copy(HERE / "nginx-tuned.conf", temporary / "locations.conf")
-    return nginx(site, temporary, port, flags)
+    return nginx(site, temporary, port, flags, tls)
 
 
-def lighttpd(site, temporary, port, _flags):
+def lighttpd(site, temporary, port, _flags, _tls):
     written = fill("lighttpd.conf", temporary / "lighttpd.conf", configuration(site, temporary, port))
     return [find("lighttpd"), "-D", "-f", written]
 
 
-def http_server(site, _temporary, port, _flags):
+def http_server(site, _temporary, port, _flags, _tls):
     return [site.python, "-m", "http.server", "--bind", HOST, "--protocol", "HTTP/1.1",
             "--directory", site.directory, str(port)]
 
@@ -133,13 +153,16 @@ COMMANDS = {"tarweb": tarweb, "nginx": nginx, "nginx-tuned": nginx_tuned,
 
 
 @contextlib.contextmanager
-def serving(name, site, flags=(), cores=(SERVER_CORE,)):
-    """Run the server `name` on `cores` while the block runs; gives a Server that answers already."""
+def serving(name, site, flags=(), cores=(SERVER_CORE,), tls=False):
+    """Run the server `name` on `cores` while the block runs; gives a Server that answers already.
+
+    With `tls` it speaks TLS only, by the certificate that tlspeer.write_certificate has made for `site`.
+    """
     with tempfile.TemporaryDirectory(prefix="tarweb-bench-") as temporary:
         port = 0 if name == "tarweb" else free_port()
-        command = COMMANDS[name](site, Path(temporary), port, flags)
+        command = COMMANDS[name](site, Path(temporary), port, flags, tls)
         log = Path(temporary) / "stderr"
-        server = Server(name, launch(command, log, cores), port)
+        server = Server(name, launch(command, log, cores), port, tls)
         try:
             wait_ready(server, log)
             yield server
@@ -179,7 +202,7 @@ def announced_port(process):
     """The port in the first URL that `process` prints on its stdout."""
     deadline = time.monotonic() + START
     said = b""
-    while not (url := re.search(rb"http://\S+:(\d+)/", said)):
+    while not (url := re.search(rb"https?://\S+:(\d+)/", said)):
         ready, _, _ = select.select([process.stdout], [], [], max(0, deadline - time.monotonic()))
         piece = os.read(process.stdout.fileno(), 4096) if ready else b""
         if not piece:

@@ -175,10 +175,15 @@ def check(result, what):
 
 # --- memory that the kernel reads
 
+# Where in an object of CPython's type bytes its contents are: three times as fast to add as to ask ctypes.
+BYTES_CONTENTS = bytes.__basicsize__ - 1
+assert ctypes.string_at(id(b"tarweb") + BYTES_CONTENTS, 7) == b"tarweb\0"
+
+
 def address_of(buffer):
     """The address of `buffer`: bytes (kept alive by the caller) or anything writable."""
     if isinstance(buffer, bytes):
-        return ctypes.cast(ctypes.c_char_p(buffer), ctypes.c_void_p).value
+        return id(buffer) + BYTES_CONTENTS
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 

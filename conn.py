@@ -358,7 +358,7 @@ class Worker:
 
     def on_response_end(self, connection, plan):
         """The whole of a response is sent: on to the next request, or to the end."""
-        if connection.state is RESPONSE and (plan.close or self.stop_at is not None and not connection.pending):
+        if connection.state is RESPONSE and self.is_last(connection, plan):
             self.finish(connection)
             return
         self.move(connection, SENT)
@@ -371,19 +371,25 @@ class Worker:
         else:
             self.go_on(connection)
 
-    def finish(self, connection):
+    def is_last(self, connection, plan):
+        """Whether the connection ends with the response that is being sent."""
+        return plan.close or self.stop_at is not None and not connection.pending
+
+    def finish(self, connection, linger=False):
         """After the last response. Closing at once would reset the connection if the client were still sending,
         and the reset could overtake the response (RFC 9112 section 9.6): then close our side and listen on."""
         on_its_way = connection.plan.total > LINGER_SIZE and self.stop_at is None
-        if connection.at_end or not (connection.unread or connection.pending or on_its_way):
+        if connection.at_end or not (linger or connection.unread or connection.pending or on_its_way):
             self.end(connection, sending=False)
             return
         self.move(connection, LAST)
         connection.pending = b""
-        connection.sending = self.say_goodbye(connection)
+        self.close_our_side(connection)
+        self.go_on(connection)
+
+    def close_our_side(self, connection):
         connection.shutting = True
         self.ring.arm_shutdown(SHUTDOWN | connection.slot, connection.generation, connection.slot, SHUT_WR)
-        self.go_on(connection)
 
     def on_shutdown(self, slot):
         if slot in self.listeners:
@@ -401,19 +407,19 @@ class Worker:
         `sending` False: its send has just completed, so there is none in flight whatever the state says.
         """
         if connection.state is not CLOSING:
-            cut_off = sending and (connection.state in (RESPONSE, INTERIM) or connection.sending)
+            connection.sending = sending and (connection.state in (RESPONSE, INTERIM) or connection.sending)
             self.move(connection, END)
             connection.attention = True
             if connection.receiving:
                 self.cancel_receive(connection)
-            if cut_off:
+            if connection.sending:
                 self.ring.arm_cancel(CANCEL, connection.sends | connection.slot, connection.generation)
-            connection.sending = cut_off or self.say_goodbye(connection)
+            else:
+                self.say_goodbye(connection)
         self.free_if_ended(connection)
 
-    def say_goodbye(self, _connection):
-        """Send what a connection without an error ends with; tell whether a send is in flight then."""
-        return False
+    def say_goodbye(self, connection):
+        """Send what a connection ends with, where all else is sent. In plaintext that is nothing."""
 
     def free_if_ended(self, connection):
         if connection.receiving or connection.sending or connection.shutting:

@@ -89,6 +89,8 @@ class Credentials:
         # Tickets hold all that resuming takes, sealed with a key that all workers have from the context they share.
         control(context, CTRL_SESS_CACHE_MODE, SESS_CACHE_OFF, None)
         openssl.SSL_CTX_set_session_id_context(context, SESSION_ID_CONTEXT, len(SESSION_ID_CONTEXT))
+        # A connection can use up one ticket and gives one back: with HTTP/1.1 nobody needs more.
+        openssl.SSL_CTX_set_num_tickets(context, 1)
         # Without it an idle connection would keep 34 KiB of buffers.
         control(context, CTRL_MODE, MODE_RELEASE_BUFFERS, None)
         openssl.SSL_CTX_set_options(context, OP_NO_COMPRESSION | OP_NO_RENEGOTIATION)

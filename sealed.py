@@ -163,10 +163,18 @@ class SealedWorker(Worker):
         except TlsError as error:
             log.debug("TLS broken: %s", error)
             session.sealed = 0
+        if source and connection.sent + size == connection.plan.total and self.is_last(connection, connection.plan):
+            session.sealed += self.engine.end_behind(session, buffer.address + session.sealed)
         session.unsent = session.sealed
         # Nothing sealed: the send fails (EFAULT), and its completion ends the connection like that of any other.
         self.ring.arm_send(SEALED | connection.slot, connection.generation, connection.slot,
                            buffer.address if session.sealed else 0, session.sealed or 1)
+
+    def is_last(self, connection, plan):
+        """As ever; and once close_notify has gone with a response, nothing can come behind it."""
+        session = connection.tls
+        return (super().is_last(connection, plan) and connection.state is RESPONSE
+                or session is not None and session.ended and not session.in_kernel)
 
     def on_sealed(self, connection, result):
         session = connection.tls

@@ -12,17 +12,18 @@ Facts about the hand-over to the kernel
     are to be skipped on success make none, and when one of these fails, those linked behind it make none either.
 """
 
+import collections
 import errno
 import logging
 
 import abi
 import ktls
 from abi import CQE_BUFFER_SHIFT, CQE_SKIP_SUCCESS, LAST_WORDS, LINK, MSG_NOSIGNAL, SEND_FLAGS
-from conn import PASSING, RECV, SEND
+from conn import CANCEL, PASSING, RECV, SEND
 from http1 import HttpError
 from ktls import ALERT, CLOSE_NOTIFY, INFO_SIZE, ULP, USER_CANCELED, ControlMessage
 from sealed import LOAD, SEALED, WRAPPED, SealedWorker
-from state import ACCEPTED, BYTES, CLOSING, HANDSHAKE, IDLE, SECURED, UNSECURED
+from state import ACCEPTED, BYTES, CLOSING, HANDSHAKE, IDLE, LINGER, SECURED, UNSECURED
 from tls import TlsError
 
 log = logging.getLogger("tarweb")
@@ -30,6 +31,7 @@ log = logging.getLogger("tarweb")
 # Tags, as in conn.py and sealed.py.
 FLIGHT, KEYS, CONTROL, GOODBYE, ATTACH = (operation << 24 for operation in range(11, 16))
 
+ROOM_AT_ONCE = 8 * 1024         # bytes of a response behind which there is sure to be room for some more at once
 CONTROL_SIZE = 64               # bytes of a record that is no application data: the rest of it is of no interest
 PLAIN_HTTP = "this port speaks HTTPS: write https:// in front of the address"
 
@@ -55,6 +57,7 @@ class SecureWorker(SealedWorker):
         self.counts = Counts()
         self.ulp = abi.address_of(ULP), len(ULP)
         self.close_notify = ControlMessage.close_notify()
+        self.last_words: collections.deque = collections.deque()    # (the ring's tail behind it, what is to be sent)
 
     def run(self):
         super().run()
@@ -79,9 +82,8 @@ class SecureWorker(SealedWorker):
         elif operation == CONTROL:
             self.on_control(connection, result)
         elif operation == GOODBYE:
-            connection.sending = False
-            self.go_on(connection)
-        else:                       # ATTACH completes only if it has failed
+            self.on_goodbye(connection)
+        elif operation == ATTACH:           # it completes only if it has failed
             connection.attached = False
 
     # the handshake
@@ -149,7 +151,7 @@ class SecureWorker(SealedWorker):
         if not connection.sending:
             if session.established and session.to_kernel and not session.wanted:
                 self.hand_over(connection, session)
-            elif session.output:
+            elif session.output and not session.can_wait:
                 self.arm_flight(connection, session)
             elif session.established and not session.to_kernel:
                 self.establish(connection, session)
@@ -205,6 +207,8 @@ class SecureWorker(SealedWorker):
             self.advance(connection)
         if session.at_end or self.stop_at is not None and connection.state is IDLE:
             self.on_last_data(connection, 0)
+        elif connection.state is IDLE:
+            self.receive(connection, multishot=False)       # as for any first request
         else:
             self.go_on(connection)
 
@@ -277,26 +281,54 @@ class SecureWorker(SealedWorker):
             connection.tls.ended = True     # close_notify would say that the response was whole
         super().on_send_failure(connection, result)
 
-    def say_goodbye(self, connection):
-        """Send close_notify (RFC 8446 section 6.1), or the alert that OpenSSL has for the client.
-
-        Neither is worth waiting for: where there is no room at once, it is not sent.
-        """
+    def finish(self, connection, linger=False):
+        """Linger where the kernel may have no room left for close_notify behind the last response."""
         session = connection.tls
+        in_kernel = session is not None and session.in_kernel
+        super().finish(connection, in_kernel and connection.plan.total > ROOM_AT_ONCE)
+
+    def close_our_side(self, connection):
+        """After close_notify, where that has not gone with the last response; then `on_goodbye` goes on."""
+        if self.arm_last_words(connection, GOODBYE | connection.slot, connection.generation, MSG_NOSIGNAL, 0):
+            connection.sending, connection.sends = True, GOODBYE
+        else:
+            super().close_our_side(connection)
+
+    def on_goodbye(self, connection):
+        connection.sending = False
+        if connection.state is LINGER:
+            super().close_our_side(connection)
+        self.go_on(connection)
+
+    def say_goodbye(self, connection):
+        """Where there is room at once (MSG_DONTWAIT), as there is when nothing has been sent for a while.
+
+        So it is over when the kernel takes what is armed next, closing the socket perhaps. It completes only if it
+        fails, which is as uninteresting as that a cancel does.
+        """
+        self.arm_last_words(connection, CANCEL, 0, LAST_WORDS, CQE_SKIP_SUCCESS)
+
+    def arm_last_words(self, connection, tag, generation, message_flags, flags):
+        """Send close_notify (RFC 8446 section 6.1), or the alert that OpenSSL has for the client; tell whether there is
+        anything to be said."""
+        session, ring = connection.tls, self.ring
         if session is None or session.ended:
             return False
         if session.in_kernel:
             session.ended = True
-            self.ring.arm_sendmsg(GOODBYE | connection.slot, connection.generation, connection.slot,
-                                  self.close_notify.address, LAST_WORDS)
-        else:
-            session.flight = self.engine.end(session)
-            if not session.flight:
-                return False
-            self.ring.arm_send(GOODBYE | connection.slot, connection.generation, connection.slot,
-                               abi.address_of(session.flight), len(session.flight), LAST_WORDS)
-        connection.sends = GOODBYE
-        return True
+            ring.arm_sendmsg(tag, generation, connection.slot, self.close_notify.address, message_flags, flags)
+            return True
+        session.flight = words = self.engine.end(session)
+        if words:
+            ring.arm_send(tag, generation, connection.slot, abi.address_of(words), len(words), message_flags, flags)
+            self.keep_until_taken(words)
+        return bool(words)
+
+    def keep_until_taken(self, words):
+        """Keep what was armed last until the kernel has taken the entry, and so copied it: the session may be gone."""
+        self.last_words.append((self.ring.tail, words))
+        while self.last_words[0][0] <= self.ring.taken:
+            self.last_words.popleft()
 
     def let_go(self, connection):
         if connection.tls is not None:

@@ -34,30 +34,37 @@ class TlsError(Exception):
 class Session:
     """One TLS connection's state."""
 
-    __slots__ = ("aligned", "at_end", "broken", "buffer", "control", "ended", "established", "flight", "in_kernel",
-                 "keys", "output", "piece", "resumed", "sealed", "secrets", "sequences", "ssl", "tail", "to_kernel",
-                 "unsent")
+    output = b""                # ciphertext to be sent before any other
+    established = False         # whether the handshake is done
+    modern = False              # whether it is TLS 1.3
+    resumed = False             # whether it took up an earlier session
+    broken = False              # whether OpenSSL can do no more with it
+    aligned = True              # whether what was fed ends with the end of a record
+    at_end = False              # whether the peer has said close_notify
+    ended = False               # whether we have, or need not
+    # The hand-over to the kernel
+    in_kernel = False           # whether it has taken over
+    secrets = None              # traffic secrets, the client's and the server's
+    keys = None                 # what TLS_TX and TLS_RX take, until they have been set
+    sequences = (0, 0)          # numbers of the records to be sent and received next
+    tail = b""                  # the part of a record that has come
+    # What is in flight, kept for those who send and receive it
+    flight = b""                # of a handshake
+    control = None              # where the kernel puts a record that is no application data
+    buffer = None               # what plaintext is brought to, and ciphertext sent from
+    piece = 0                   # bytes of plaintext in it
+    sealed = unsent = 0         # bytes of ciphertext in it, and of that not sent yet
 
     def __init__(self, ssl, to_kernel):
         self.ssl = ssl                  # SSL *, as c_void_p; None once the kernel has taken over, or all is over
-        self.output = b""               # ciphertext to be sent before any other
-        self.established = False        # whether the handshake is done
-        self.resumed = False            # whether it took up an earlier session
-        self.broken = False             # whether OpenSSL can do no more with it
-        self.aligned = True             # whether what was fed ends with the end of a record
-        self.at_end = False             # whether the peer has said close_notify
-        self.ended = False              # whether we have, or need not
         self.to_kernel = to_kernel      # whether the kernel is to take over
-        self.in_kernel = False          # whether it has
-        self.secrets = bytearray(2 * SECRET) if to_kernel else None     # the client's, the server's
-        self.keys = None                # what TLS_TX and TLS_RX take, until they have been set
-        self.sequences = [0, 0]         # numbers of the records to be sent and received next, in the hand-over
-        self.tail = b""                 # the part of a record that has come, in the hand-over
-        # What is in flight, kept for those who send and receive it:
-        self.flight = b""               # of a handshake
-        self.control = None             # where the kernel puts a record that is no application data
-        self.buffer = None              # what plaintext is brought to, and ciphertext sent from
-        self.piece = self.sealed = self.unsent = 0      # bytes of plaintext in it, of ciphertext, of that not sent yet
+        if to_kernel:
+            self.secrets = bytearray(2 * SECRET)
+
+    @property
+    def can_wait(self):
+        """Whether `output` may go with the first response: after TLS 1.3's handshake it is session tickets."""
+        return self.established and self.modern and not self.to_kernel
 
     @property
     def wanted(self):
@@ -135,13 +142,14 @@ class Engine:
                 return b""
             raise self.failure(session)
         session.established, session.resumed = True, bool(openssl.SSL_session_reused(session.ssl))
-        cipher = SUITES.get(self.suite(session), (None,))[0]
-        session.to_kernel = session.to_kernel and cipher in self.kernel_ciphers
+        if session.to_kernel:
+            session.to_kernel = SUITES.get(self.suite(session), (None,))[0] in self.kernel_ciphers
         # Under the last keys we have sent TLS 1.3's session tickets, or TLS 1.2's Finished, and received no more than
         # TLS 1.2's Finished.
-        modern = openssl.SSL_version(session.ssl) == TLS1_3
-        session.sequences = [split_records(output)[0], 0] if modern else [1, 1]
-        return self.read_behind(session, data[len(data) - openssl.BIO_ctrl_pending(self.incoming):])
+        session.modern = openssl.SSL_version(session.ssl) == TLS1_3
+        session.sequences = (split_records(output)[0], 0) if session.modern else (1, 1)
+        behind = openssl.BIO_ctrl_pending(self.incoming)
+        return self.read_behind(session, data[-behind:]) if behind else b""
 
     def read_behind(self, session, data):
         """Plaintext of `data`, which the BIO holds, and which came before the kernel could take over.
@@ -153,7 +161,8 @@ class Engine:
             return self.read(session)[0]
         count, session.tail = split_records(session.tail + data)
         plaintext, given = self.read(session)
-        session.sequences[1] += count
+        sent, received = session.sequences
+        session.sequences = sent, received + count
         if given != count or session.at_end:
             session.to_kernel, session.tail = False, b""
         return plaintext
@@ -178,7 +187,7 @@ class Engine:
         session.keys = bytearray(2 * INFO_SIZE)
         send, receive = abi.address_of(session.keys), abi.address_of(session.keys) + INFO_SIZE
         secrets = abi.address_of(session.secrets)
-        if openssl.SSL_version(session.ssl) == TLS1_3:
+        if session.modern:
             self.schedule.tls13(send, suite, secrets + SECRET, session.sequences[0])
             self.schedule.tls13(receive, suite, secrets, session.sequences[1])
         else:
@@ -238,25 +247,31 @@ class Engine:
             return openssl.BIO_read(self.outgoing, target, room)
         first, session.output = session.output, b""
         ctypes.memmove(target, first, len(first))
-        return len(first) + openssl.BIO_read(self.outgoing, target.value + len(first), room - len(first))
+        return len(first) + openssl.BIO_read(self.outgoing, abi.pointer(target.value + len(first)), room - len(first))
 
     def end(self, session):
         """The ciphertext of close_notify, or of the alert that tells what was wrong; b"" where neither can be said."""
         session.ended = True
         if session.established and not session.broken:
-            self.openssl.SSL_shutdown(session.ssl)
+            if self.openssl.SSL_shutdown(session.ssl) < 0:
+                self.openssl.ERR_clear_error()
             session.output += self.drain()
-            self.openssl.ERR_clear_error()
         return session.output
+
+    def end_behind(self, session, target):
+        """The same, put to address `target`, behind what else is sent; gives how many bytes that makes."""
+        words, session.output = self.end(session), b""
+        abi.copy(target, words, len(words))
+        return len(words)
 
     # the BIOs
 
     def drain(self):
         """All that OpenSSL has written."""
-        pieces = []
-        while (size := self.openssl.BIO_read(self.outgoing, self.drained_at, DRAIN_SIZE)) > 0:
-            pieces.append(self.drained[:size])
-        return b"".join(pieces)
+        size = self.openssl.BIO_read(self.outgoing, self.drained_at, DRAIN_SIZE)
+        if size < DRAIN_SIZE:
+            return self.drained[:size] if size > 0 else b""
+        return self.drained[:] + self.drain()
 
     def discard(self):
         """Drop what OpenSSL has not read."""

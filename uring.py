@@ -33,6 +33,7 @@ from abi import (
 )
 
 U32 = 0xFFFFFFFF            # ring positions count modulo 2**32
+BUFFER_TAIL = 14 // 2       # struct io_uring_buf_ring: the tail, in 16-bit words
 NEEDS = "tarweb needs Linux 6.1 or newer"
 
 
@@ -176,7 +177,7 @@ class Ring:
         self.buffer_tail += 1
 
     def publish_buffers(self):
-        self.buffer_tail_word[7] = self.buffer_tail & 0xFFFF      # struct io_uring_buf_ring: the tail is at byte 14
+        self.buffer_tail_word[BUFFER_TAIL] = self.buffer_tail & 0xFFFF
 
     # arming: each puts one operation in the submission queue, and `wait` hands them to the kernel
 
@@ -204,8 +205,8 @@ class Ring:
         """One message into what `msghdr` points at (kept alive by the caller)."""
         SQE.pack_into(self.sqes, self.place(), OP_RECVMSG, 0, 0, fd, 0, msghdr, 1, 0, tag, generation)
 
-    def arm_sendmsg(self, tag, generation, fd, msghdr, message_flags=SEND_FLAGS):
-        SQE.pack_into(self.sqes, self.place(), OP_SENDMSG, 0, 0, fd,
+    def arm_sendmsg(self, tag, generation, fd, msghdr, message_flags=SEND_FLAGS, flags=0):
+        SQE.pack_into(self.sqes, self.place(), OP_SENDMSG, flags, 0, fd,
                            0, msghdr, 1, message_flags, tag, generation)
 
     def arm_send(self, tag, generation, fd, address, length, message_flags=SEND_FLAGS, flags=0):
@@ -253,7 +254,7 @@ class Ring:
 
         The batch is empty where a signal came first.
         """
-        self.publish_buffers()
+        self.buffer_tail_word[BUFFER_TAIL] = self.buffer_tail & 0xFFFF
         if self.busyloop and self.spin():
             return self.completions()
         self.enter(1)

@@ -17,7 +17,7 @@ import os
 import abi
 from abi import CQE_MORE
 from conn import SEND_GRACE, Worker
-from state import CLOSING, IDLE, RESPONSE, SENT
+from state import CLOSING, IDLE, REQUEST, RESPONSE, SENT
 from tls import LARGEST_PLAINTEXT, MOST_OUTPUT, RECORD_HEADER, TlsError
 
 log = logging.getLogger("tarweb")
@@ -30,6 +30,7 @@ RECORD_OVERHEAD = 64            # bytes that encryption adds to a record, and mo
 SPARE = 2 * MOST_OUTPUT         # for what OpenSSL has to say before a response
 SMALL_BUFFER = LARGEST_PLAINTEXT + RECORD_OVERHEAD + SPARE
 LARGE_BUFFER = PIECE + PIECE // LARGEST_PLAINTEXT * RECORD_OVERHEAD + SPARE
+RESPONDING = IDLE[REQUEST]
 FREE_BUFFERS = 256              # of each size are kept
 MEMO_PLAINTEXT = 16 << 20       # bytes of small responses kept in one piece each; beyond that all are let go
 
@@ -53,7 +54,9 @@ class SealedWorker(Worker):
     def __init__(self, *arguments, engine, archive, archive_address):
         super().__init__(*arguments)
         self.engine, self.archive, self.archive_address = engine, archive, archive_address
-        self.write_bio, self.read_ssl = engine.openssl.BIO_write, engine.openssl.SSL_read
+        self.write_bio, self.read_bio = engine.openssl.BIO_write, engine.openssl.BIO_read
+        self.read_ssl, self.write_ssl = engine.openssl.SSL_read, engine.openssl.SSL_write
+        self.known, self.heads = self.site.planner.by_request.get, self.site.planner.status_heads
         ring = self.ring
         self.received = [abi.pointer(ring.pool_address + i * ring.buffer_size) for i in range(ring.buffer_mask + 1)]
         self.small_buffers, self.large_buffers = [], []         # those that are free
@@ -83,11 +86,27 @@ class SealedWorker(Worker):
             self.on_tls_error(connection, error)
             return
         if connection.state is IDLE and flags & CQE_MORE:
-            plan = connection.site.planner.by_request.get(data)
+            plan = self.known(data)
             if plan is not None:
-                self.send(connection, plan)
+                if plan.dated is self.heads.date and not session.output and plan.done == plan.total:
+                    self.answer(connection, session, plan)
+                else:
+                    self.send(connection, plan)
                 return
         self.on_plaintext(connection, session, data, flags)
+
+    def answer(self, connection, session, plan):
+        """The way of nearly every request: what `send` leads to, for a plan in one piece with the Date of now."""
+        connection.state, connection.since, connection.plan = RESPONDING, self.now, plan
+        connection.attention = False
+        buffer = self.small_buffers.pop() if self.small_buffers else Buffer(SMALL_BUFFER, self.small_buffers)
+        if self.write_ssl(session.ssl, plan.plaintext[1], plan.total) != plan.total:
+            self.seal(connection, session, buffer, None, 0)
+            return
+        size = self.read_bio(self.engine.outgoing, buffer.pointer, SMALL_BUFFER)
+        session.buffer, session.piece, session.sealed, session.unsent = buffer, plan.total, size, size
+        connection.sends = SEALED
+        self.ring.arm_send(SEALED | connection.slot, connection.generation, connection.slot, buffer.address, size)
 
     def on_plaintext(self, connection, session, data, flags):
         """What OpenSSL gave, perhaps nothing: then the client has said something about TLS itself."""
@@ -213,10 +232,10 @@ class SealedWorker(Worker):
         """A pointer to all of a small plan in one piece, with the Date of now; None where the archive has lost it."""
         if plan.plaintext is None and not self.gather(plan):
             return None
-        (head, length), (_, pointer), dated = plan.spans()[0], plan.plaintext, self.site.planner.status_heads.date
-        if plan.dated is not dated:
+        _, pointer, head, length = plan.plaintext
+        if plan.dated is not self.heads.date:
             abi.copy(pointer, head, length)
-            plan.dated = dated
+            plan.dated = self.heads.date
         return pointer
 
     def gather(self, plan):
@@ -230,7 +249,7 @@ class SealedWorker(Worker):
             elif not read_exactly(self.archive.fd, memoryview(memory)[at:at + length], offset):
                 return False
             at += length
-        plan.plaintext = memory, abi.pointer(address)
+        plan.plaintext = memory, abi.pointer(address), *plan.spans()[0]
         self.keep(plan)
         return True
 

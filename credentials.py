@@ -21,6 +21,7 @@ CIPHERS = b":".join(b"ECDHE-%b-%b" % (key, cipher) for cipher in (
 GROUPS = b"X25519MLKEM768:X25519:P-256:P-384", b"X25519:P-256:P-384"        # the first of them that OpenSSL knows
 PROTOCOL = b"http/1.1"                                                      # RFC 7301 section 6
 SESSION_ID_CONTEXT = b"tarweb"
+NO_MORE = "no start line"   # what OpenSSL says of a file in which it finds nothing that it is looking for
 LARGEST_FILE = 1 << 20      # bytes of a PEM file: a chain is a few KiB
 
 
@@ -138,6 +139,9 @@ class Credentials:
         with self.opened(path) as bio:
             while certificate := openssl.PEM_read_bio_X509(bio, None, None, None):
                 chain.append(certificate)
+            reason = openssl.reason()
+        if reason != NO_MORE:
+            raise CredentialsError(f"{path}: certificate {len(chain) + 1} in it is damaged: {reason}")
         if not chain:
             raise CredentialsError(f"{path} holds no certificate in PEM (-----BEGIN CERTIFICATE-----)")
         if openssl.X509_cmp_current_time(openssl.X509_get0_notAfter(chain[0])) < 0:

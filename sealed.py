@@ -85,7 +85,7 @@ class SealedWorker(Worker):
                 connection.receiving = False
             self.on_tls_error(connection, error)
             return
-        if connection.state is IDLE and flags & CQE_MORE:
+        if connection.state is IDLE and flags & CQE_MORE and not session.at_end:
             plan = self.known(data)
             if plan is not None:
                 if plan.dated is self.heads.date and not session.output and plan.done == plan.total:
@@ -115,13 +115,16 @@ class SealedWorker(Worker):
         else:
             connection.receiving = connection.receiving and bool(flags & CQE_MORE)
         if session.at_end and connection.tls is session and connection.state is not CLOSING:
-            self.on_last_data(connection, flags)
+            self.on_last_data(connection)
         elif not data:
             self.go_on(connection)
 
-    def on_last_data(self, connection, flags):
-        """The client will send no more: what it has asked is answered, then the connection ends."""
-        Worker.on_receive_end(self, connection, 0, flags)
+    def on_last_data(self, connection):
+        """The client will send no more: what it has asked is answered, then the connection ends.
+
+        As at the end of a receive; but the receive, if one is in flight, goes on.
+        """
+        Worker.on_receive_end(self, connection, 0, CQE_MORE)
 
     def on_tls_error(self, connection, error):
         """The client has broken TLS: it is told how, if nothing else is being sent to it."""

@@ -206,7 +206,7 @@ class SecureWorker(SealedWorker):
             self.move(connection, BYTES)
             self.advance(connection)
         if session.at_end or self.stop_at is not None and connection.state is IDLE:
-            self.on_last_data(connection, 0)
+            self.on_last_data(connection)
         elif connection.state is IDLE:
             self.receive(connection, multishot=False)       # as for any first request
         else:
@@ -267,7 +267,7 @@ class SecureWorker(SealedWorker):
             self.end(connection)
         else:
             session.at_end = True
-            self.on_last_data(connection, 0)
+            self.on_last_data(connection)
 
     # ending
 

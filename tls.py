@@ -231,9 +231,12 @@ class Engine:
             self.discard()
         elif why != ERROR_WANT_READ:
             raise self.failure(session)
-        session.output += self.drain()
+        said = self.drain()
+        session.output += said
+        if said and not session.modern:
+            raise TlsError("it wanted to renegotiate")      # and has its answer, the alert no_renegotiation
         if len(session.output) > MOST_OUTPUT:
-            raise TlsError("too many requests for new keys")
+            raise TlsError("it wanted new keys too often")
         session.aligned = not openssl.SSL_has_pending(session.ssl)
         return b""
 

@@ -167,6 +167,7 @@ class SecureWorker(SealedWorker):
 
     def hand_over(self, connection, session):
         """Give the kernel the keys: the facts above say how the parts of this depend on each other."""
+        self.ring.reserve(3)
         size = self.engine.derive_keys(session)
         if session.output:
             self.arm_flight(connection, session, LINK | CQE_SKIP_SUCCESS)
@@ -200,6 +201,7 @@ class SecureWorker(SealedWorker):
             connection.reads, connection.message_flags = RECV, MSG_NOSIGNAL     # MSG_WAITALL is refused
         else:
             self.counts.in_userspace += 1
+            self.engine.forget_secrets(session)
         self.counts.resumed += session.resumed
         self.move(connection, SECURED)
         if connection.pending:

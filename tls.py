@@ -118,6 +118,9 @@ class Engine:
         if session.ssl:
             self.openssl.SSL_free(session.ssl)
             session.ssl = None
+        self.forget_secrets(session)
+
+    def forget_secrets(self, session):
         for memory in (session.secrets, session.keys):
             if memory:
                 wipe(memory)

@@ -189,6 +189,11 @@ class Ring:
         self.tail += 1
         return at
 
+    def reserve(self, count):
+        """Let the next `count` entries go to the kernel together: a chain of links ends with a submission."""
+        if self.room - self.tail < count:
+            self.flush(count)
+
     def arm_accept(self, tag, fd, multishot):
         SQE.pack_into(self.sqes, self.place(), OP_ACCEPT, 0, ACCEPT_MULTISHOT if multishot else 0, fd,
                            0, 0, 0, 0, tag, 0)
@@ -270,9 +275,9 @@ class Ring:
         self.taken += taken
         self.room = self.taken + self.entries
 
-    def flush(self):
-        """Make room in the submission queue."""
-        while self.tail == self.room:
+    def flush(self, count=1):
+        """Make room for `count` entries in the submission queue."""
+        while self.room - self.tail < count:
             self.enter(0)
 
     def spin(self):
@@ -340,9 +345,9 @@ class PolledRing(Ring):
     def call(self, min_complete, flags):
         ignore_passing(self.system_enter(self.fd, 0, min_complete, flags, None))
 
-    def flush(self):
+    def flush(self, count=1):
         self.publish()
-        while self.tail == self.room:
+        while self.room - self.tail < count:
             self.call(0, ENTER_SQ_WAIT)
             self.publish()
 

@@ -110,24 +110,25 @@ FILES = {
 class Server:
     """The real process. Started and ready when the constructor returns; `stop()` ends it and checks how it ended."""
 
-    def __init__(self, tar, *flags, listen="127.0.0.1:0", log, preexec_fn=None, program=(str(TARWEB),)):
+    def __init__(self, tar, *flags, listen="127.0.0.1:0", log, preexec_fn=None, python=(PYTHON,),
+                 program=(str(TARWEB),)):
         address = () if listen is None else ("--listen", listen)
         self.log = Path(log)
         self.signalled = False
         with self.log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [PYTHON, *program, *address, *flags, str(tar)],
+                [*python, *program, *address, *flags, str(tar)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, preexec_fn=preexec_fn,
             )
         self.ready_line = self.read_line(60)
-        found = re.search(r"http://(\[[^\]]+\]|[^:/\s]+):(\d+)/", self.ready_line)
+        found = re.search(r"(https?)://(\[[^\]]+\]|[^:/\s]+):(\d+)/", self.ready_line)
         if not found:
             self.process.kill()
             self.process.wait()
             raise AssertionError(f"no URL in {self.ready_line!r}; stderr: {self.stderr()}")
-        self.port = int(found[2])
+        self.port = int(found[3])
         self.pid = self.process.pid
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{found[1]}://127.0.0.1:{self.port}"
 
     def read_line(self, seconds):
         deadline, line = time.monotonic() + seconds, b""

@@ -54,7 +54,7 @@ SSL: dict[str, tuple] = {
     "SSL_get_client_random": (c_size_t, P, P, c_size_t), "SSL_get_current_cipher": (P, P),
     "SSL_get_error": (c_int, P, c_int),
     "SSL_get_server_random": (c_size_t, P, P, c_size_t), "SSL_get_servername": (c_char_p, P, c_int),
-    "SSL_get_session": (P, P), "SSL_has_pending": (c_int, P), "SSL_new": (P, P), "SSL_session_reused": (c_int, P),
+    "SSL_get_session": (P, P), "SSL_new": (P, P), "SSL_session_reused": (c_int, P),
     "SSL_set_SSL_CTX": (P, P, P), "SSL_set_accept_state": (None, P), "SSL_set_bio": (None, P, P, P),
     "SSL_shutdown": (c_int, P), "SSL_version": (c_int, P), "TLS_server_method": (P,),
 }

@@ -71,7 +71,7 @@ class SealedWorker(Worker):
         """
         engine, pool, at = self.engine, self.ring.pool, i * self.ring.buffer_size
         try:
-            if session.aligned and int.from_bytes(pool[at + 3:at + 5], "big") + RECORD_HEADER == size:
+            if not session.tail and int.from_bytes(pool[at + 3:at + 5], "big") + RECORD_HEADER == size:
                 self.write_bio(engine.incoming, self.received[i], size)
                 self.ring.give_back(i)
                 got = self.read_ssl(session.ssl, engine.plain_at, LARGEST_PLAINTEXT)

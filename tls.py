@@ -8,6 +8,8 @@ Facts about the two BIOs
     into OpenSSL's record buffers or is taken back, what came out is taken at once.
   * OpenSSL reads a record's header, then exactly the rest of it, never more: what lies behind the record that ends a
     handshake stays in the BIO, untouched, and can still be given to the kernel to count.
+  * So whether a BIO will be empty can be told from the records' lengths, which `Session.tail` keeps count of. (Not from
+    SSL_has_pending: it knows nothing of a header that has been read alone.)
   * A record that gives plaintext never makes OpenSSL write. One that does not (KeyUpdate, an alert) may.
 """
 
@@ -39,7 +41,7 @@ class Session:
     modern = False              # whether it is TLS 1.3
     resumed = False             # whether it took up an earlier session
     broken = False              # whether OpenSSL can do no more with it
-    aligned = True              # whether what was fed ends with the end of a record
+    tail = b""                  # of what was fed behind the handshake: the part of a record at its end
     at_end = False              # whether the peer has said close_notify
     ended = False               # whether we have, or need not
     # The hand-over to the kernel
@@ -47,7 +49,6 @@ class Session:
     secrets = None              # traffic secrets, the client's and the server's
     keys = None                 # what TLS_TX and TLS_RX take, until they have been set
     sequences = (0, 0)          # numbers of the records to be sent and received next
-    tail = b""                  # the part of a record that has come
     # What is in flight, kept for those who send and receive it
     flight = b""                # of a handshake
     control = None              # where the kernel puts a record that is no application data
@@ -68,8 +69,8 @@ class Session:
 
     @property
     def wanted(self):
-        """How many bytes are missing from the record that has begun to come, or from its header; 0 where none has."""
-        if not self.tail:
+        """How many bytes are missing, before the kernel can take over, from a record that has begun or its header."""
+        if not self.tail or not self.to_kernel:
             return 0
         return record_size(self.tail) - len(self.tail) if len(self.tail) >= RECORD_HEADER else (
             RECORD_HEADER - len(self.tail))
@@ -155,19 +156,17 @@ class Engine:
         return self.read_behind(session, data[-behind:]) if behind else b""
 
     def read_behind(self, session, data):
-        """Plaintext of `data`, which the BIO holds, and which came before the kernel could take over.
+        """Plaintext of `data`, which the BIO holds and which came behind the handshake.
 
-        Each whole record counts one in the kernel's sequence number. All have to be application data for that: of
-        these alone OpenSSL tells one by one. If not, the session stays in userspace.
+        Until the kernel takes over, each whole record counts one in its sequence number. All have to be application
+        data for that: of these alone OpenSSL tells one by one. If not, the session stays in userspace.
         """
-        if not session.to_kernel:
-            return self.read(session)[0]
         count, session.tail = split_records(session.tail + data)
         plaintext, given = self.read(session)
-        sent, received = session.sequences
-        session.sequences = sent, received + count
-        if given != count or session.at_end:
-            session.to_kernel, session.tail = False, b""
+        if session.to_kernel:
+            sent, received = session.sequences
+            session.sequences = sent, received + count
+            session.to_kernel = given == count and not session.at_end
         return plaintext
 
     def suite(self, session):
@@ -240,7 +239,6 @@ class Engine:
             raise TlsError("it wanted to renegotiate")      # and has its answer, the alert no_renegotiation
         if len(session.output) > MOST_OUTPUT:
             raise TlsError("it wanted new keys too often")
-        session.aligned = not openssl.SSL_has_pending(session.ssl)
         return b""
 
     def seal(self, session, source, size, target, room):

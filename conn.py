@@ -373,13 +373,13 @@ class Worker:
 
     def is_last(self, connection, plan):
         """Whether the connection ends with the response that is being sent."""
-        return plan.close or self.stop_at is not None and not connection.pending
+        return plan.close or (connection.at_end or self.stop_at is not None) and not connection.pending
 
     def finish(self, connection, linger=False):
         """After the last response. Closing at once would reset the connection if the client were still sending,
         and the reset could overtake the response (RFC 9112 section 9.6): then close our side and listen on."""
         on_its_way = connection.plan.total > LINGER_SIZE and self.stop_at is None
-        if connection.at_end or not (linger or connection.unread or connection.pending or on_its_way):
+        if not linger and (connection.at_end or not (connection.unread or connection.pending or on_its_way)):
             self.end(connection, sending=False)
             return
         self.move(connection, LAST)

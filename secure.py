@@ -169,9 +169,9 @@ class SecureWorker(SealedWorker):
         """Give the kernel the keys: the facts above say how the parts of this depend on each other."""
         self.ring.reserve(3)
         size = self.engine.derive_keys(session)
+        connection.sending, connection.sends = True, KEYS
         if session.output:
             self.arm_flight(connection, session, LINK | CQE_SKIP_SUCCESS)
-        connection.sending, connection.sends = True, KEYS
         at = abi.address_of(session.keys)
         for option, address, flags in ((ktls.SEND_KEYS, at, LINK | CQE_SKIP_SUCCESS),
                                        (ktls.RECEIVE_KEYS, at + INFO_SIZE, 0)):
@@ -237,6 +237,8 @@ class SecureWorker(SealedWorker):
                 self.on_fin(session)
             elif -result not in PASSING:
                 session.ended = True        # there is nobody left to say it to
+                if not session.established:
+                    self.count_failure(errno.errorcode.get(-result, result))
         super().on_receive_end(connection, result, flags)
 
     def on_fin(self, session):
@@ -298,6 +300,9 @@ class SecureWorker(SealedWorker):
 
     def on_goodbye(self, connection):
         connection.sending = False
+        if connection.state is LINGER and connection.at_end:
+            self.end(connection)
+            return
         if connection.state is LINGER:
             super().close_our_side(connection)
         self.go_on(connection)

@@ -19,7 +19,7 @@ from openssl import (
 CIPHERS = b":".join(b"ECDHE-%b-%b" % (key, cipher) for cipher in (
     b"AES128-GCM-SHA256", b"AES256-GCM-SHA384", b"CHACHA20-POLY1305") for key in (b"ECDSA", b"RSA"))
 GROUPS = b"X25519MLKEM768:X25519:P-256:P-384", b"X25519:P-256:P-384"        # the first of them that OpenSSL knows
-PROTOCOL = b"http/1.1"                                                      # RFC 7301 section 6
+PROTOCOLS = b"http/1.1", b"http/1.0"                                        # RFC 7301 section 6, the better one first
 SESSION_ID_CONTEXT = b"tarweb"
 NO_MORE = "no start line"   # what OpenSSL says of a file in which it finds nothing that it is looking for
 LARGEST_FILE = 1 << 20      # bytes of a PEM file: a chain is a few KiB
@@ -41,7 +41,7 @@ class Credentials:
         self.on_secret = lambda line: None
         self.warnings = []
         self.by_name = {}           # DNS name, perhaps "*.": context
-        self.protocol = ctypes.create_string_buffer(PROTOCOL)
+        self.protocols = [(ctypes.create_string_buffer(name), b"%c%b" % (len(name), name)) for name in PROTOCOLS]
         self.callbacks = [AlpnCallback(self.select_protocol), ServernameCallback(self.select_host),
                           KeylogCallback(lambda _, line: self.on_secret(line)) if log_secrets else None]
         contexts: dict = {}         # names: (context, the types of its keys)
@@ -197,8 +197,10 @@ class Credentials:
         return TLSEXT_OK if context else TLSEXT_NOACK
 
     def select_protocol(self, _ssl, chosen, length, offered, size, _argument):
-        """RFC 7301 section 3.2: http/1.1 where it is offered, else the alert no_application_protocol."""
-        if b"%c%b" % (len(PROTOCOL), PROTOCOL) not in ctypes.string_at(offered, size):
-            return TLSEXT_ALERT_FATAL
-        chosen[0], length[0] = ctypes.addressof(self.protocol), len(PROTOCOL)
-        return TLSEXT_OK
+        """RFC 7301 section 3.2: what is spoken here and offered, else the alert no_application_protocol."""
+        names = ctypes.string_at(offered, size)
+        for memory, entry in self.protocols:
+            if entry in names:
+                chosen[0], length[0] = ctypes.addressof(memory), entry[0]
+                return TLSEXT_OK
+        return TLSEXT_ALERT_FATAL

@@ -27,7 +27,7 @@ BLOCKS = 50     # what a sample may differ by: objects of the moment
 
 def load(server, seconds):
     """Keep the server busy with one request again and again; gives how many were answered."""
-    output = subprocess.run(["wrk", "-t1", "-c16", f"-d{seconds}s", f"http://127.0.0.1:{server.port}/n/042.txt"],
+    output = subprocess.run(["wrk", "-t1", "-c16", f"-d{seconds}s", f"{server.url}/n/042.txt"],
                             check=True, capture_output=True, text=True).stdout
     assert "Non-2xx" not in output and "Socket errors" not in output
     return int(re.search(r"(\d+) requests in", output)[1])

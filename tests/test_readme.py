@@ -9,6 +9,7 @@ import conn
 import http1
 import plan
 import reply
+import sealed
 
 sys.path.insert(0, str(ROOT / "bench"))
 
@@ -33,8 +34,9 @@ def test_every_module_has_its_place_in_the_reading_order():
 
 
 def test_links_lead_somewhere():
+    anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", TEXT, re.M)}
     for target in re.findall(r"\]\(([^)]*)\)", TEXT):
-        assert (ROOT / target).exists(), target
+        assert target[1:] in anchors if target.startswith("#") else (ROOT / target).exists(), target
 
 
 def test_limits_are_those_of_the_code():
@@ -43,5 +45,7 @@ def test_limits_are_those_of_the_code():
                  f"pieces of {plan.PIECE // kib} KiB, after {conn.SEND_GRACE} s of grace",
                  f"| {conn.MAX_PENDING // kib} KiB for each connection |",
                  f"| {reply.MAX_RANGES} asked, {reply.MAX_PARTS} sent |",
+                 f"a buffer of {-(-sealed.LARGE_BUFFER // kib)} KiB for each connection |",
+                 f"| {sealed.MEMO_PLAINTEXT // mib} MiB, for each worker |",
                  f"| {plan.MEMO_PLANS // mib} MiB and {plan.MEMO_REQUESTS // mib} MiB, for each worker |"):
         assert said in TEXT

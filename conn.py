@@ -233,7 +233,8 @@ class Worker:
             connection.receiving = False
         if -result in PASSING:
             self.go_on(connection)
-        elif result == 0 and connection.state in (RESPONSE, INTERIM):
+        elif result == 0 and (connection.state in (RESPONSE, INTERIM)
+                              or connection.state is LINGER and connection.sending):
             connection.at_end = connection.attention = True     # what the client asked before is still answered
         else:
             self.end(connection)            # nothing left to answer; or ECONNRESET, ETIMEDOUT and their like
@@ -483,7 +484,9 @@ class Worker:
             site.close_all()
         for slot in self.listeners:
             self.ring.arm_shutdown(SHUTDOWN | slot, 0, slot, SHUT_RD)
-        self.parked.clear()
+        parked, self.parked = self.parked, []
+        for connection in parked:
+            self.end(connection)
         for connection in self.connections:
             connection.attention = True         # or the loop would leave it idle after a response
             if connection.state is IDLE:

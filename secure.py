@@ -125,10 +125,10 @@ class SecureWorker(SealedWorker):
 
     def on_handshake(self, connection, data):
         """Bytes for OpenSSL, in order: those of the handshake, then those that came before the kernel took over."""
-        if connection.tls is None:
-            connection.tls = self.engine.start(connection.attached)
-        session = connection.tls
         try:
+            if connection.tls is None:
+                connection.tls = self.engine.start(connection.attached)
+            session = connection.tls
             if session.established:
                 connection.pending += self.engine.feed(session, data)
             else:

@@ -105,9 +105,11 @@ class Engine:
         credentials.on_secret = self.on_secret
 
     def start(self, to_kernel):
-        """A new Session; `to_kernel`: whether its socket is ready for the kernel to take over."""
+        """A new Session; `to_kernel`: whether its socket is ready for the kernel to take over. Raises TlsError."""
         openssl = self.openssl
-        ssl = openssl.check(openssl.SSL_new(self.credentials.context), "SSL_new")
+        ssl = openssl.SSL_new(self.credentials.context)
+        if not ssl:
+            raise TlsError(f"no new session: {openssl.reason()}")
         openssl.BIO_up_ref(self.incoming)       # SSL_free lets go of one reference to each
         openssl.BIO_up_ref(self.outgoing)
         openssl.SSL_set_bio(ssl, self.incoming, self.outgoing)

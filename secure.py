@@ -235,6 +235,9 @@ class SecureWorker(SealedWorker):
                 return
             if result == 0:
                 self.on_fin(session)
+                if connection.state is HANDSHAKE and session.established:
+                    self.stay_in_userspace(connection, session)
+                    return
             elif -result not in PASSING:
                 session.ended = True        # there is nobody left to say it to
                 if not session.established:
@@ -248,6 +251,12 @@ class SecureWorker(SealedWorker):
         elif not (session.at_end or session.ended):
             self.counts.truncated += 1
             log.debug("a client has gone without close_notify")
+
+    def stay_in_userspace(self, connection, session):
+        """The rest of a record that the kernel was waiting for will not come; what came before it is still answered."""
+        connection.receiving = session.to_kernel = False
+        session.at_end = True
+        self.proceed(connection, session)
 
     def receive_control(self, connection, session):
         """The kernel has a record that is no application data: fetch it."""
@@ -300,7 +309,7 @@ class SecureWorker(SealedWorker):
 
     def on_goodbye(self, connection):
         connection.sending = False
-        if connection.state is LINGER and connection.at_end:
+        if connection.state is LINGER and (connection.at_end or self.stop_at is not None and not connection.unread):
             self.end(connection)
             return
         if connection.state is LINGER:

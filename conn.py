@@ -118,6 +118,7 @@ class Worker:
                         self.on_sent(connection, result)
                 else:
                     self.on_other(tag & ~SLOT, tag & SLOT, generation, result, flags)
+        ring.flush(ring.entries)        # the last goodbyes are armed, and have to be taken before the process ends
 
     def begin(self):
         self.ring.arm_read(SIGNAL, self.signals, self.signal_byte)

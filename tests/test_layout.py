@@ -25,8 +25,8 @@ MAY_IMPORT = {  # arrows run one way
     "sealed": {"abi", "conn", "state", "tls"},
     "secure": {"abi", "conn", "http1", "ktls", "sealed", "state", "tls"},
     "redirect": {"archive", "reply"},
-    "tarweb": {"abi", "archive", "conn", "credentials", "ktls", "openssl", "plan", "redirect", "reply", "secure", "state",
-               "tls", "uring"},
+    "tarweb": {"abi", "archive", "conn", "credentials", "ktls", "openssl", "plan", "redirect", "reply", "secure",
+               "state", "tls", "uring"},
 }
 MAY_USE_CTYPES = {"abi", "uring", "openssl", "credentials", "ktls", "tls"}  # the modules that bind C
 LONGEST_FUNCTION = 60

@@ -1,4 +1,4 @@
-"""The next Debian's Python and OpenSSL (3.5), which has a key exchange that this one's has not: the same server on them.
+"""The same server on the next Debian's Python and OpenSSL (3.5), which has a key exchange that this one's has not.
 
 The packages are unpacked, not installed, and run by their own dynamic loader.
 """

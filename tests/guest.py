@@ -26,6 +26,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from certificates import Authority
+
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 CACHE = ROOT / ".cache" / "guest"
@@ -62,6 +64,11 @@ MACHINES = {
     "amd64": ("qemu-system-x86_64", ("-M", "pc", "-cpu", "max"), "ttyS0"),
     "arm64": ("qemu-system-aarch64", ("-M", "virt", "-cpu", "cortex-a72"), "ttyAMA0"),
 }
+# One processor: with two, a guest in qemu 7.2 has ended with a panic at a breakpoint that Linux sets while it patches
+# its own code (arch/x86/kernel/alternative.c), and that was no longer there. Two guests on two cores are as fast so.
+PLAIN = ("-accel", "tcg", "-smp", "1")
+COUNTING = (*PLAIN, "-icount", "shift=0")
+NO_IRQ_TIME = "tsc=noirqtime"       # what interrupts do is charged to the process that they interrupt
 # Packages of an image, and what of them the guest can do without.
 PACKAGES = {
     "python": ("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "libgcc-s1", "libexpat1",
@@ -70,6 +77,7 @@ PACKAGES = {
               "libhogweed6", "libidn2-0", "libk5crypto3", "libkeyutils1", "libkrb5-3", "libkrb5support0",
               "libldap-2.5-0", "libnettle8", "libnghttp2-14", "libp11-kit0", "libpsl5", "librtmp1", "libsasl2-2",
               "libssh2-1", "libtasn1-6", "libunistring2", "libzstd1"),
+    "peers": ("nginx", "libcrypt1", "libpcre2-8-0", "strace", "libunwind8"),
 }
 DISPENSABLE = re.compile(r"usr/share/|usr/lib/[^/]+/(gconv|perl|sasl2|engines-3|audit)/|usr/lib/python3\.11/"
                          r"(ensurepip|idlelib|lib2to3|pydoc_data|test|tkinter|turtledemo|unittest|config-)")
@@ -214,6 +222,21 @@ def project():
     return {f"guest/{path.name}": path for path in ROOT.glob("*.py")}
 
 
+def scripts():
+    """Guest path -> file, of what runs in guests and what it imports."""
+    return {f"guest/{path.name}": path for path in TESTS.glob("guest_*.py")}
+
+
+def credentials(folder):
+    """Guest path -> file: a certificate of each kind with its key, and the root that vouches for them."""
+    authority = Authority(folder)
+    files = {"guest/root.pem": authority.root}
+    for name, kind in (("rsa", "rsa"), ("ecdsa", "p256")):
+        pair = authority.issue(kind)
+        files |= {f"guest/{name}.cert": pair.cert, f"guest/{name}.key": pair.key}
+    return files
+
+
 # --- kernels -------------------------------------------------------------------------------------------------------
 
 
@@ -230,8 +253,9 @@ class Prepared:
         return next(self.unpacked.glob("boot/vmlinuz-*"))
 
 
-def prepare(name, tools=False):
-    """Download, unpack and build what KERNELS[name] needs, unless it is there. Raises Unavailable."""
+def prepare(name, *more):
+    """Download, unpack and build what KERNELS[name] needs, unless it is there: Python, and `more` of PACKAGES.
+    Raises Unavailable."""
     kernel = KERNELS[name]
     for program in (MACHINES[kernel.arch][0], "apt-get", "apt-cache", "dpkg"):
         if not shutil.which(program):
@@ -243,7 +267,7 @@ def prepare(name, tools=False):
         package = packages.newest(kernel.package)
         unpacked = [folder / package]
         packages.unpack([package], unpacked[0])
-    images = [image(kernel.arch, what) for what in ("python", "tools")[:1 + tools]]
+    images = [image(kernel.arch, what) for what in ("python", *more)]
     return Prepared(kernel.arch, unpacked[0], tuple(images))
 
 
@@ -279,25 +303,28 @@ class Result:
     modules: dict           # name -> "" or why it could not be loaded
 
 
-def boot(prepared, script, *arguments, files=None, load=(), timeout=60, memory=1024):
-    """Boot, load the modules `load`, run `script` in /guest; `files` maps guest paths to files. `timeout`: seconds
-    for the script, which a boot precedes. Raises GuestFailed."""
+def boot(prepared, script, *arguments, files=None, load=(), later=(), timeout=60, memory=1024, counting=False):
+    """Boot, load the modules `load`, run `script` in /guest; `files` maps guest paths to files; the modules `later`
+    lie in /later. `timeout`: seconds for the script, which a boot precedes. `counting`: a processor's nanosecond is
+    one instruction. Raises GuestFailed."""
     program, machine, console = MACHINES[prepared.arch]
     order = {"script": Path(script).name, "arguments": arguments, "timeout": timeout}
     members = [("init", stat.S_IFREG | 0o755, (TESTS / "guest_init.py").read_bytes()),
                ("order.json", stat.S_IFREG | 0o644, json.dumps(order).encode())]
     for path, source in ((files or {}) | {f"guest/{Path(script).name}": script}).items():
         members.append((path, stat.S_IFREG | 0o644, Path(source).read_bytes()))
-    for i, (name, content) in enumerate(modules(prepared, load).items()):
-        members.append((f"modules/{i:02}-{name}.ko", stat.S_IFREG | 0o644, content))
+    for folder, names in (("modules", load), ("later", later)):
+        for i, (name, content) in enumerate(modules(prepared, names).items()):
+            members.append((f"{folder}/{i:02}-{name}.ko", stat.S_IFREG | 0o644, content))
     with tempfile.NamedTemporaryFile(dir=CACHE, prefix="initrd-") as initrd:
         for part in prepared.images:
             initrd.write(part.read_bytes())
         initrd.write(cpio(members))
         initrd.flush()
-        command = [program, *machine, "-accel", "tcg,thread=multi", "-smp", "2", "-m", str(memory), "-display", "none",
+        command = [program, *machine, *(COUNTING if counting else PLAIN), "-m", str(memory), "-display", "none",
                    "-no-reboot", "-nodefaults", "-nic", "none", "-monitor", "none", "-serial", "stdio",
-                   "-kernel", prepared.vmlinuz, "-initrd", initrd.name, "-append", f"console={console} quiet panic=-1"]
+                   "-kernel", prepared.vmlinuz, "-initrd", initrd.name,
+                   "-append", f"console={console} quiet panic=-1 {NO_IRQ_TIME * counting}"]
         try:
             seen = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                   timeout=timeout + 60, check=False).stdout

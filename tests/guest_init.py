@@ -38,10 +38,13 @@ def bring_up_loopback():
         fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | IFF_UP))
 
 
-def load_modules():
-    """Load /modules/NN-name.ko in the order of their numbers: name -> "" or the error."""
+def load_modules(folder, without=()):
+    """Load NN-name.ko in the order of their numbers, but for names with one of the words `without` in them:
+    name -> "" or the error."""
     loaded = {}
-    for path in sorted(glob.glob("/modules/*.ko")):
+    for path in sorted(glob.glob(f"{folder}/*.ko")):
+        if any(word in path for word in without):
+            continue
         with open(path, "rb") as file:
             content = file.read()
         failed = libc.init_module(content, ctypes.c_ulong(len(content)), b"")
@@ -79,7 +82,7 @@ def main():
     os.environ.update(PATH="/usr/bin:/usr/sbin:/bin:/sbin", HOME="/tmp", LANG="C.UTF-8")
     with open("/order.json") as file:
         order = json.load(file)
-    loaded = load_modules()
+    loaded = load_modules("/modules")
     status, output = run(order)
     report = {"status": status, "output": output, "late": status is None, "modules": loaded,
               "seconds": round(time.monotonic(), 2), "complaints": complaints()}
@@ -87,4 +90,5 @@ def main():
     libc.reboot(LINUX_REBOOT_CMD_RESTART)                          # which is the end, under qemu's -no-reboot
 
 
-main()
+if __name__ == "__main__":
+    main()

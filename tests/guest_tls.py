@@ -74,7 +74,8 @@ class TlsServer(Server):
         self.context = context()
         self.expected = collections.Counter()       # what it should have counted, by the names of COUNTED
         self.damaged = False                        # whether the kernel was given records that it cannot decrypt
-        super().__init__(*PAIRS, *flags)
+        # So long, since the guest is slow: a connection may have to wait for a hundred others' handshakes.
+        super().__init__(*PAIRS, "--header-timeout=60", *flags)
         self.before = tls_stat()                    # which has counted what the server tried out on itself
 
     def tls(self, context=None, session=None, rcvbuf=None):

@@ -41,7 +41,7 @@ class Credentials:
         self.on_secret = lambda line: None
         self.warnings = []
         self.by_name = {}           # DNS name, perhaps "*.": context
-        self.protocols = [(ctypes.create_string_buffer(name), b"%c%b" % (len(name), name)) for name in PROTOCOLS]
+        self.protocols = {name: ctypes.create_string_buffer(name) for name in PROTOCOLS}
         self.callbacks = [AlpnCallback(self.select_protocol), ServernameCallback(self.select_host),
                           KeylogCallback(lambda _, line: self.on_secret(line)) if log_secrets else None]
         contexts: dict = {}         # names: (context, the types of its keys)
@@ -66,6 +66,9 @@ class Credentials:
             context, kinds = contexts[group]
         else:
             context, kinds = self.make_context(), set()
+            if group in contexts:
+                self.warnings.append(f"{certificate_file} has the names and the type of key of one before it, "
+                                     "so no client will get it")
         kinds.add(kind)
         self.use(context, chain, key, certificate_file, key_file)
         if contexts and not names:
@@ -198,9 +201,18 @@ class Credentials:
 
     def select_protocol(self, _ssl, chosen, length, offered, size, _argument):
         """RFC 7301 section 3.2: what is spoken here and offered, else the alert no_application_protocol."""
-        names = ctypes.string_at(offered, size)
-        for memory, entry in self.protocols:
-            if entry in names:
-                chosen[0], length[0] = ctypes.addressof(memory), entry[0]
+        names = list_of_names(ctypes.string_at(offered, size))
+        for name, memory in self.protocols.items():
+            if name in names:
+                chosen[0], length[0] = ctypes.addressof(memory), len(name)
                 return TLSEXT_OK
         return TLSEXT_ALERT_FATAL
+
+
+def list_of_names(data):
+    """The names in a ProtocolNameList: each behind a byte with its length. OpenSSL has checked that they fill it."""
+    names, at = [], 0
+    while at < len(data):
+        names.append(data[at + 1:at + 1 + data[at]])
+        at += 1 + data[at]
+    return names

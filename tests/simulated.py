@@ -1,4 +1,4 @@
-"""A kernel of our own behind the three system calls, for driving uring.Ring and conn.Worker through any schedule.
+"""A kernel of our own behind the three system calls, for driving uring.Ring and the workers through any schedule.
 
 `Kernel` stands where abi.Liburing and abi.Libc stand. Its memory is a real (anonymous) file, so uring.Ring maps
 it, writes 64-byte entries into it and reads completions out of it as ever; only what the operations do is
@@ -10,6 +10,9 @@ What the real kernel promises is kept, and what it asks of us is asserted:
   * accepted sockets get free slots only
   * msghdr and iovecs are read at submission, the bytes they point at when they are sent
   * a receive takes buffers in the ring's order, and none that was not given back
+  * what is linked happens in turn, and not at all behind a failure; what is to be skipped on success says nothing then
+  * socket options are set, and sends that may not wait are done, while they are submitted
+  * once a socket has TLS_TX and TLS_RX, records are really sealed and opened with the keys and numbers that were given
 """
 
 import ctypes
@@ -19,14 +22,25 @@ import os
 import struct
 from collections import Counter, deque
 
+import tlskeys
+from cryptography.exceptions import InvalidTag
+
 import abi
 import uring
 
 RING_BYTES = 128            # heads, tails and flags, before the completion queue
 SQ_HEAD, SQ_TAIL, SQ_FLAGS, CQ_HEAD, CQ_TAIL = 0, 1, 4, 16, 17        # places of the words, in words
 NONEMPTY = 1 << 2           # of a receive: nothing that we look at
-STREAMS = (abi.OP_RECV, abi.OP_SEND, abi.OP_SENDMSG)
+RECEIVES, SENDS = (abi.OP_RECV, abi.OP_RECVMSG), (abi.OP_SEND, abi.OP_SENDMSG)
+STREAMS = RECEIVES + SENDS
 OPERATION = struct.Struct("=BBHiQQIIII24x")
+NO_OFFSET = (1 << 64) - 1   # of a read from what has none
+MAY_WAIT = (abi.SEND_FLAGS, abi.MSG_NOSIGNAL)
+SOL_TCP, TCP_ULP, SOL_TLS, TLS_TX, TLS_RX = 6, 31, 282, 1, 2
+SET_RECORD_TYPE, GET_RECORD_TYPE = 1, 2
+CMSG = struct.Struct("=QiiB7x")
+ZERO_PAGE = 4096            # nothing is mapped below
+END = -(1 << 16)            # no errno
 
 
 class Socket:
@@ -42,6 +56,15 @@ class Socket:
         self.shut = False           # our side is
         self.closed = False
         self.excuse = None          # why it may miss a response
+        self.ulp = False            # whether TLS may be set up in the kernel
+        self.tx = self.rx = None    # a tlskeys.Direction each, once it has been
+        self.queued = b""           # of `incoming`, where the kernel opens records
+        self.records = deque()      # opened: [content, kind, bytes on the wire]
+        self.unsaid = False         # something that could not wait found no room
+
+    def take(self, data):
+        """The client takes what the server has sent."""
+        self.received += data
 
 
 class Listener:
@@ -53,15 +76,27 @@ class Listener:
 class Operation:
     """One operation in flight."""
 
-    def __init__(self, code, slot, user, now):
-        self.code, self.slot, self.user, self.started = code, slot, user, now
-        self.segments = ()          # of a send
+    def __init__(self, entry, now):
+        (self.code, self.flags, self.ioprio, self.slot, self.offset, self.address, self.length, self.message_flags,
+         *self.user) = OPERATION.unpack(entry)
+        self.entry, self.user, self.started = entry, tuple(self.user), now
+        self.behind = []            # what is linked to it
+        self.segments = ()          # of what moves bytes
+        self.control = None         # of a send: the type of its record
         self.total = self.done = 0  # bytes
         self.multishot = False
         self.cancelled = False
         self.due = 0.0              # of a timeout
-        self.address = 0            # of a read
         self.held = None            # of a receive: (buffer, bytes in it), taken and not yet told of
+        self.steady = None          # of a send: its bytes, where they must not change
+
+    @property
+    def waits_for_all(self):
+        return self.code in SENDS and bool(self.message_flags & abi.MSG_WAITALL)
+
+    def fails(self, result):
+        """Whether this result makes a failure of it."""
+        return result < 0 or self.waits_for_all and result < self.total
 
 
 class Kernel:
@@ -88,6 +123,9 @@ class Kernel:
         self.overflow = deque()
         self.signals = 0
         self.holds = lambda: False  # whether a receive takes its time between taking a buffer and completing
+        self.chain = None           # what has been taken of one that is not complete
+        self.refuses = lambda socket, level, name: 0    # the errno with which a socket option fails
+        self.steady = lambda tag: False         # whether the bytes of such a send must not change while it is in flight
         self.closed = []            # Sockets in the order of their closing
         self.counts = Counter()     # what has happened, for a test to know that it was tested
 
@@ -136,8 +174,13 @@ class Kernel:
         assert to_submit == tail - self.sq_head <= self.entries
         # A polling thread gets to all of it while the caller sleeps.
         count = to_submit if not to_submit or self.polled and min_complete else self.submits(to_submit)
+        while 0 < count < to_submit and self.entry(self.sq_head + count - 1)[1] & abi.LINK:
+            count += 1              # it might tear a chain, but that is asking too much of anybody
         for _ in range(count):
             self.take()
+        if self.chain:              # it ends with the submission
+            self.counts["torn chain"] += 1
+            self.begin(self.chain.pop(0))
         if count < to_submit and not self.polled:
             return count or -errno.EAGAIN
         posted = self.cq_tail
@@ -178,62 +221,169 @@ class Kernel:
         self.words[CQ_TAIL] = self.cq_tail
 
     def complete(self, operation, result, flags=0):
-        """Post a completion; without CQE_MORE the operation has ended."""
-        if not flags & abi.CQE_MORE:
+        """Post a completion; without CQE_MORE the operation has ended, and what is linked to it has its turn."""
+        if not flags & abi.CQE_MORE and operation in self.operations:
             self.operations.remove(operation)
-        self.post(operation.user, operation.slot, result, flags)
+        failed, skips = operation.fails(result), operation.flags & abi.CQE_SKIP_SUCCESS
+        if failed or not skips:
+            awaited = not skips or operation.flags & abi.LINK       # else the slot may be closed before it is seen
+            self.post(operation.user, operation.slot if awaited else None, result, flags)
+        if operation.behind and failed:
+            self.counts["broken chain"] += 1
+            for other in operation.behind:      # io_fail_links
+                if not skips:
+                    self.post(other.user, other.slot, -errno.ECANCELED)
+        elif operation.behind:
+            following, *following.behind = operation.behind
+            self.begin(following)
         return True
 
     # submissions
 
+    def entry(self, position):
+        """The bytes of an entry of the submission queue."""
+        place = self.words[(RING_BYTES + 16 * self.cq_entries) // 4 + (position & self.entries - 1)]
+        return self.sqes[64 * place:64 * place + 64]
+
     def take(self):
-        """Begin the operation at the head of the submission queue."""
-        place = self.words[(RING_BYTES + 16 * self.cq_entries) // 4 + (self.sq_head & self.entries - 1)]
-        code, flags, ioprio, slot, off, address, length, op_flags, tag, generation = OPERATION.unpack_from(
-            self.sqes, 64 * place)
+        """Begin the operation at the head of the submission queue, or put it into a chain."""
+        operation = Operation(self.entry(self.sq_head), self.clock.now)
         self.sq_head += 1
         self.words[SQ_HEAD] = self.sq_head
-        operation = Operation(code, slot, (tag, generation), self.clock.now)
-        if code in STREAMS:
-            assert slot in self.sockets, f"{code} on free slot {slot}"
-            receives = code == abi.OP_RECV
-            assert not self.in_flight(slot, (code,) if receives else STREAMS[1:]), f"second {code} on slot {slot}"
-            if receives:
-                assert flags & abi.BUFFER_SELECT and ioprio in (0, abi.RECV_MULTISHOT) and not length
-                operation.multishot = ioprio == abi.RECV_MULTISHOT
-            else:
-                assert op_flags == abi.SEND_FLAGS
-                operation.segments = message(address) if code == abi.OP_SENDMSG else [(address, length)]
-                operation.total = sum(length for _, length in operation.segments)
-                assert operation.total
-                self.sockets[slot].sent_at = self.clock.now
-            self.operations.append(operation)
-        elif code == abi.OP_ACCEPT:
-            assert slot in self.listeners and not flags
-            assert not self.in_flight(slot, (code,)), "second accept"
-            self.counts["multishot accept" if ioprio == abi.ACCEPT_MULTISHOT else "accept"] += 1
-            operation.multishot = ioprio == abi.ACCEPT_MULTISHOT
-            self.operations.append(operation)
-        elif code == abi.OP_SHUTDOWN:
-            assert slot in self.listeners or slot in self.sockets
-            operation.total = length
-            self.operations.append(operation)
-        elif code == abi.OP_ASYNC_CANCEL:
-            assert flags == abi.CQE_SKIP_SUCCESS
-            self.cancel(operation, (address & 0xFFFFFFFF, address >> 32))
-        elif code == abi.OP_CLOSE:
-            assert flags == abi.CQE_SKIP_SUCCESS
-            self.close_slot(slot)
-        elif code == abi.OP_READ:
-            assert slot == self.signal_pipe and length == 1 and off == (1 << 64) - 1
-            operation.address = address
-            self.operations.append(operation)
-        elif code == abi.OP_TIMEOUT:
-            seconds, nanoseconds = struct.unpack("=qq", ctypes.string_at(address, 16))
-            operation.due = self.clock.now + seconds + nanoseconds / 1e9
-            self.operations.append(operation)
+        if self.chain:
+            self.chain[0].behind.append(operation)
+        elif operation.flags & abi.LINK:
+            self.chain = [operation]
         else:
-            raise AssertionError(f"operation {code}")
+            self.begin(operation)
+            return
+        if not operation.flags & abi.LINK:
+            self.begin(self.chain.pop())
+
+    def begin(self, operation):
+        """Do at once what is done at once; put the others among those in flight."""
+        if operation.code not in (*SENDS, abi.OP_URING_CMD):
+            assert not operation.flags & abi.LINK and not operation.behind, "never tried in a chain"
+        self.BEGINNINGS[operation.code](self, operation)
+
+    def begin_recv(self, operation):
+        self.check_alone(operation, RECEIVES)
+        assert operation.flags == abi.BUFFER_SELECT and operation.ioprio in (0, abi.RECV_MULTISHOT)
+        operation.multishot = operation.ioprio == abi.RECV_MULTISHOT
+        operation.total = operation.length or 1 << 30
+        assert not operation.length or not operation.multishot
+        self.operations.append(operation)
+
+    def begin_recvmsg(self, operation):
+        self.check_alone(operation, RECEIVES)
+        assert self.sockets[operation.slot].rx and not operation.flags and not operation.message_flags
+        self.operations.append(operation)
+
+    def check_alone(self, operation, codes):
+        slot = operation.slot
+        assert slot in self.sockets, f"{operation.code} on free slot {slot}"
+        assert not self.in_flight(slot, codes), f"second {operation.code} on slot {slot}"
+
+    def begin_send(self, operation):
+        self.check_alone(operation, SENDS)
+        socket, flags = self.sockets[operation.slot], operation.message_flags
+        if operation.code == abi.OP_SENDMSG:
+            operation.segments, operation.control = message(operation.address)
+        else:
+            operation.segments = [(operation.address, operation.length)]
+        operation.total = sum(length for _, length in operation.segments)
+        assert operation.total
+        assert flags in MAY_WAIT or flags == abi.LAST_WORDS
+        assert operation.control is None or socket.tx
+        socket.sent_at = self.clock.now
+        if socket.tx and flags & abi.MSG_WAITALL:
+            self.counts["WAITALL refused"] += 1
+            self.complete(operation, -errno.EOPNOTSUPP)
+        elif any(address < ZERO_PAGE for address, _ in operation.segments):
+            self.complete(operation, -errno.EFAULT)
+        elif flags == abi.LAST_WORDS:
+            self.send_at_once(operation, socket)
+        else:
+            if self.steady(operation.user[0]):
+                operation.steady = read(operation.segments, 0, operation.total)
+            self.operations.append(operation)
+
+    def send_at_once(self, operation, socket):
+        self.send_step(operation, 1 << 30, False) or self.complete(operation, -errno.EAGAIN)
+        if operation.done < operation.total:
+            socket.unsaid = True
+            self.counts["no room for last words"] += 1
+
+    def begin_accept(self, operation):
+        assert operation.slot in self.listeners and not operation.flags
+        assert not self.in_flight(operation.slot, (operation.code,)), "second accept"
+        operation.multishot = operation.ioprio == abi.ACCEPT_MULTISHOT
+        self.counts["multishot accept" if operation.multishot else "accept"] += 1
+        self.operations.append(operation)
+
+    def begin_shutdown(self, operation):
+        assert operation.slot in self.listeners or operation.slot in self.sockets
+        operation.total = operation.length
+        self.operations.append(operation)
+
+    def begin_cancel(self, operation):
+        assert operation.flags == abi.CQE_SKIP_SUCCESS
+        self.cancel(operation, (operation.address & 0xFFFFFFFF, operation.address >> 32))
+
+    def begin_close(self, operation):
+        assert operation.flags == abi.CQE_SKIP_SUCCESS
+        self.close_slot(operation.slot)
+
+    def begin_read(self, operation):
+        if operation.offset == NO_OFFSET:
+            assert operation.slot == self.signal_pipe and operation.length == 1
+        else:                       # from a real file, whose number is no slot
+            operation.fd, operation.slot = operation.slot, None
+            operation.segments, operation.total = [(operation.address, operation.length)], operation.length
+            assert operation.total
+        self.operations.append(operation)
+
+    def begin_timeout(self, operation):
+        seconds, nanoseconds = struct.unpack("=qq", ctypes.string_at(operation.address, 16))
+        operation.due = self.clock.now + seconds + nanoseconds / 1e9
+        self.operations.append(operation)
+
+    def begin_setsockopt(self, operation):
+        (_, _, _, slot, command, level, name, *_, size, address) = abi.SQE_SOCKOPT.unpack(operation.entry)
+        assert command == abi.SOCKET_URING_OP_SETSOCKOPT
+        assert slot in self.sockets, f"an option for free slot {slot}"
+        self.complete(operation, -self.set_option(slot, level, name, ctypes.string_at(address, size)))
+
+    def set_option(self, slot, level, name, value):
+        """0, or an errno: net/tls/tls_main.c."""
+        socket = self.sockets[slot]
+        if error := self.refuses(socket, level, name):
+            self.counts[f"{errno.errorcode[error]} for option {level} {name}"] += 1
+            return error
+        if (level, name) == (SOL_TCP, TCP_ULP):
+            assert value == b"tls"
+            if socket.eof or socket.reset:
+                return errno.ENOTCONN
+            socket.ulp = True
+            return 0
+        assert level == SOL_TLS
+        if not socket.ulp:
+            return errno.ENOPROTOOPT
+        direction = tlskeys.Direction.of_info(value)
+        if name == TLS_TX:
+            assert not socket.tx and not self.in_flight(slot, SENDS), "something is being sent in plaintext"
+            socket.tx = direction
+        else:
+            assert not socket.rx and not self.in_flight(slot, RECEIVES), "a receive takes what is not for it"
+            socket.rx = direction
+        return 0
+
+    BEGINNINGS = {
+        abi.OP_RECV: begin_recv, abi.OP_RECVMSG: begin_recvmsg, abi.OP_SEND: begin_send, abi.OP_SENDMSG: begin_send,
+        abi.OP_ACCEPT: begin_accept, abi.OP_SHUTDOWN: begin_shutdown, abi.OP_ASYNC_CANCEL: begin_cancel,
+        abi.OP_CLOSE: begin_close, abi.OP_READ: begin_read, abi.OP_TIMEOUT: begin_timeout,
+        abi.OP_URING_CMD: begin_setsockopt,
+    }
 
     def cancel(self, operation, target):
         for other in self.operations:
@@ -297,28 +447,96 @@ class Kernel:
             return self.complete(operation, -errno.ECANCELED)
         if socket.reset:
             return self.complete(operation, -errno.ECONNRESET)
-        if not socket.incoming:
-            return self.complete(operation, 0, NONEMPTY) if socket.eof else False
+        readable = self.readable(socket)
+        if readable <= 0:
+            return readable < 0 and self.complete(operation, *((0, NONEMPTY) if readable == END else (readable,)))
         tail = ctypes.c_uint16.from_address(self.buffer_ring + 14).value
         if self.buffer_head & 0xFFFF == tail:
             self.counts["no buffers"] += 1
             return self.complete(operation, -errno.ENOBUFS)
         address, length, buffer = self.buffer(self.buffer_head)
         self.buffer_head += 1
-        piece = socket.incoming.popleft()
-        size = min(size, length, len(piece))
-        if size < len(piece):
-            socket.incoming.appendleft(piece[size:])
-        ctypes.memmove(address, piece, size)
-        operation.held = buffer, size
+        piece = self.get(socket, min(size, length, operation.total))
+        ctypes.memmove(address, piece, len(piece))
+        operation.held = buffer, len(piece)
         return not self.holds() and self.received(operation, more)
 
     def received(self, operation, more):
         (buffer, size), operation.held = operation.held, None
         socket = self.sockets[operation.slot]
-        socket.delivered += size
+        if not socket.rx:
+            socket.delivered += size
         flags = abi.CQE_BUFFER | buffer << abi.CQE_BUFFER_SHIFT | (NONEMPTY if socket.incoming else 0)
         return self.complete(operation, size, flags | (abi.CQE_MORE if operation.multishot and more else 0))
+
+    def readable(self, socket):
+        """1 where there are bytes, 0 where there will be, END where there are no more; or -errno."""
+        if not socket.rx:
+            return 1 if socket.incoming else END if socket.eof else 0
+        error = self.open_records(socket, 1)
+        if not socket.records:
+            return error or (END if socket.eof else 0)
+        return 1 if socket.records[0][1] == tlskeys.APPLICATION_DATA else -errno.EIO
+
+    def get(self, socket, size):
+        """At most `size` bytes of what has been sent."""
+        if socket.rx:
+            return self.get_opened(socket, size)
+        piece = socket.incoming.popleft()
+        if size < len(piece):
+            socket.incoming.appendleft(piece[size:])
+        return piece[:size]
+
+    def open_records(self, socket, count):
+        """Have `count` records opened that are not empty, if they are there: 0, or -errno of the one behind."""
+        while len(socket.records) < count:
+            while socket.incoming and not tlskeys.first_record(socket.queued):
+                socket.queued += socket.incoming.popleft()
+            record = tlskeys.first_record(socket.queued)
+            if record is None:
+                return 0
+            try:
+                content, kind = socket.rx.open(record)
+            except InvalidTag:
+                self.counts["EBADMSG"] += 1
+                return -errno.EBADMSG
+            socket.queued = socket.queued[len(record):]
+            if content or kind != tlskeys.APPLICATION_DATA:
+                socket.records.append([content, kind, len(record)])
+        return 0
+
+    def get_opened(self, socket, size):
+        """Application data of one record, or of several that are there."""
+        found = b""
+        while len(found) < size and socket.records and socket.records[0][1] == tlskeys.APPLICATION_DATA:
+            record = socket.records[0]
+            piece, record[0] = record[0][:size - len(found)], record[0][size - len(found):]
+            found += piece
+            if not record[0]:
+                socket.delivered += socket.records.popleft()[2]
+                self.open_records(socket, 1)
+        return found
+
+    def recvmsg_step(self, operation, _size, _more):
+        socket = self.sockets[operation.slot]
+        if operation.cancelled:
+            return self.complete(operation, -errno.ECANCELED)
+        if socket.reset:
+            return self.complete(operation, -errno.ECONNRESET)
+        readable = self.readable(socket)
+        if readable not in (1, -errno.EIO):
+            return bool(readable) and self.complete(operation, 0 if readable == END else readable)
+        content, kind, _ = record = socket.records[0]
+        header = abi.Msghdr.from_address(operation.address)
+        iovec = abi.Iovec.from_address(header.iov)
+        assert header.controllen >= CMSG.size and header.iovlen == 1
+        ctypes.memmove(header.control, CMSG.pack(17, SOL_TLS, GET_RECORD_TYPE, kind), CMSG.size)
+        piece, record[0] = content[:iovec.len], content[iovec.len:]
+        ctypes.memmove(iovec.base, piece, len(piece))
+        self.counts[f"record of type {kind}"] += 1
+        if not record[0]:
+            socket.delivered += socket.records.popleft()[2]
+        return self.complete(operation, len(piece))
 
     def buffer(self, position):
         """(address, length, number) of the receive buffer at a position of the ring."""
@@ -330,11 +548,27 @@ class Kernel:
             return self.complete(operation, operation.done or -errno.ECANCELED)
         if socket.reset or socket.shut:
             return self.complete(operation, operation.done or -errno.EPIPE)
-        size = min(size, socket.room, operation.total - operation.done)
-        socket.received += read(operation.segments, operation.done, size)
+        size = min(size, max(socket.room, 0), operation.total - operation.done)
+        if operation.control and size < operation.total:
+            return False            # a record of its own is sent whole
+        data = read(operation.segments, operation.done, size)
+        if operation.steady is not None:
+            assert data == operation.steady[operation.done:operation.done + size], "bytes changed while being sent"
+        if size:
+            socket.take(self.sealed(socket, operation, data))
         socket.room -= size
         operation.done += size
-        return operation.done == operation.total and self.complete(operation, operation.total)
+        ends = operation.done == operation.total or size and not operation.waits_for_all
+        if ends and operation.done < operation.total:
+            self.counts["short without WAITALL"] += 1
+        return bool(ends) and self.complete(operation, operation.done)
+
+    @staticmethod
+    def sealed(socket, operation, data):
+        """What goes over the wire."""
+        if not socket.tx:
+            return data
+        return socket.tx.seal(data, operation.control) if operation.control else socket.tx.seal_all(data)
 
     def shutdown_step(self, operation, _size, _more):
         if operation.slot in self.listeners:
@@ -344,18 +578,29 @@ class Kernel:
             self.sockets[operation.slot].shut = True
         return self.complete(operation, 0)
 
-    def read_step(self, operation, _size, _more):
+    def read_step(self, operation, size, _more):
+        if operation.segments:
+            return self.read_file_step(operation, size)
         if not self.signals:
             return False
         self.signals -= 1
         ctypes.memset(operation.address, 15, 1)
         return self.complete(operation, 1)
 
+    def read_file_step(self, operation, size):
+        if operation.cancelled:
+            return self.complete(operation, -errno.ECANCELED)
+        data = os.pread(operation.fd, min(size, operation.length), operation.offset)
+        ctypes.memmove(operation.address, data, len(data))
+        self.counts["read from the file" if data else "read behind the end"] += 1
+        return self.complete(operation, len(data))
+
     def timeout_step(self, operation, _size, _more):
         return self.clock.now >= operation.due and self.complete(operation, -errno.ETIME)
 
     STEPS = {abi.OP_ACCEPT: accept_step, abi.OP_RECV: recv_step, abi.OP_SEND: send_step, abi.OP_SENDMSG: send_step,
-             abi.OP_SHUTDOWN: shutdown_step, abi.OP_READ: read_step, abi.OP_TIMEOUT: timeout_step}
+             abi.OP_RECVMSG: recvmsg_step, abi.OP_SHUTDOWN: shutdown_step, abi.OP_READ: read_step,
+             abi.OP_TIMEOUT: timeout_step}
 
     def end(self, operation, result):
         """Let an operation fail with -`result` (or, a send, fall short where it has sent something)."""
@@ -364,11 +609,16 @@ class Kernel:
 
 
 def message(address):
-    """The segments of the msghdr at `address`."""
+    """(segments, type of the record or None) of the msghdr at `address`."""
     header = abi.Msghdr.from_address(address)
-    assert not header.name and not header.control and not header.flags
+    assert not header.name and not header.flags
     iovecs = (abi.Iovec * header.iovlen).from_address(header.iov)
-    return [(iovec.base, iovec.len) for iovec in iovecs]
+    kind = None
+    if header.control:
+        assert header.controllen == CMSG.size
+        length, level, what, kind = CMSG.unpack(ctypes.string_at(header.control, CMSG.size))
+        assert (length, level, what) == (17, SOL_TLS, SET_RECORD_TYPE)
+    return [(iovec.base, iovec.len) for iovec in iovecs], kind
 
 
 def read(segments, start, size):

@@ -21,6 +21,7 @@ import pytest
 
 import abi
 import uring
+from ktls import ControlMessage
 from uring import PolledRing, Ring, RingError
 
 SLOTS = 4                   # connections at a time
@@ -371,6 +372,316 @@ def test_read_from_a_pipe(make):
     os.close(read_end)
 
 
+# --- operations that TLS adds
+
+NODELAY = socket.IPPROTO_TCP, socket.TCP_NODELAY
+NO_OPTION = socket.IPPROTO_TCP, 12345
+ON, OFF = bytearray(struct.pack("=i", 1)), bytearray(4)
+SKIP, LINKED = abi.CQE_SKIP_SUCCESS, abi.LINK | abi.CQE_SKIP_SUCCESS
+
+
+def set_option(ring, tag, slot, option, value=ON, flags=0):
+    ring.arm_setsockopt(tag, 5, slot, option, (abi.address_of(value), len(value)), flags)
+
+
+def all_of(ring, count):
+    """`count` completions, and no more than these."""
+    found = take(ring, count)
+    assert take(ring, 1, seconds=0.06) == []
+    return found
+
+
+def nodelay(slot):
+    """What the kernel says of a slot's TCP_NODELAY."""
+    with socket.socket(fileno=os.dup(slot)) as sock:
+        return bool(sock.getsockopt(*NODELAY))
+
+
+@pytest.fixture
+def slot(ring, listener):
+    """An accepted connection without TCP_NODELAY, on a kernel that sets socket options from the ring."""
+    client, slot = accept(ring, listener)
+    with client:
+        set_option(ring, 1, slot, NODELAY, OFF)
+        [(_, _, result, _)] = take(ring, 1)
+        if result == -errno.EOPNOTSUPP:
+            pytest.skip("this kernel is older than 6.7")
+        yield slot
+    os.close(slot)
+
+
+@pytest.mark.parametrize("at_most", (1, 7, 63, 64, 1000))
+def test_receive_of_at_most(ring, listener, at_most):
+    """And no byte is lost: the next receive has the rest."""
+    client, slot = accept(ring, listener)
+    client.sendall(bytes(range(100)))
+    received = b""
+    for limit in (at_most, 0, 0):
+        if len(received) < 100:
+            ring.arm_recv(3, 4, slot, multishot=False, at_most=limit)
+            [(tag, generation, result, flags)] = take(ring, 1)
+            assert (tag, generation) == (3, 4)
+            assert result == min(limit or 64, 64, 100 - len(received))
+            received += piece(ring, result, flags)
+    assert received == bytes(range(100))[:len(received)]
+    client.close()
+    os.close(slot)
+
+
+def test_recvmsg_brings_a_control_message(ring):
+    """A descriptor over a Unix socket stands in for the type of a record: both are a cmsg with an int or less."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        message = ControlMessage(16)
+        ring.arm_recvmsg(3, 4, ours.fileno(), message.address)
+        assert take(ring, 1, seconds=0.06) == []
+        socket.send_fds(theirs, [b"with it"], [theirs.fileno()])
+        assert take(ring, 1) == [(3, 4, 7, 0)]
+        assert message.memory[message.DATA:message.DATA + 7] == b"with it"
+        length, level, kind = struct.unpack_from("=Qii", message.memory, message.CMSG)
+        assert (length, level, kind) == (20, socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        [fd] = struct.unpack_from("=i", message.memory, message.CMSG + 16)
+        assert os.path.sameopenfile(fd, theirs.fileno())
+        os.close(fd)
+
+
+def test_recvmsg_is_cancelled(ring):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        message = ControlMessage(16)
+        ring.arm_recvmsg(3, 4, ours.fileno(), message.address)
+        ring.arm_cancel(5, 3, 4)
+        assert all_of(ring, 1) == [(3, 4, -errno.ECANCELED, 0)]
+
+
+@pytest.mark.parametrize(("offset", "length", "got"), (
+    (0, 10, b"0123456789"), (3, 4, b"3456"), (8, 10, b"89"), (10, 5, b""), (99, 5, b""), (1 << 33, 1, b"")))
+def test_read_from_a_file(ring, tmp_path, offset, length, got):
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    memory = bytearray(b"." * 20)
+    with path.open("rb") as file:
+        ring.arm_pread(3, 4, file.fileno(), abi.address_of(memory) + 5, length, offset)
+        assert take(ring, 1) == [(3, 4, len(got), 0)]
+        assert file.tell() == 0
+    assert memory == (b"." * 5 + got).ljust(20, b".")
+
+
+def test_read_behind_four_gigabytes(ring, tmp_path):
+    """The offset has 64 bits."""
+    path = tmp_path / "file"
+    with path.open("w+b") as file:
+        file.seek(1 << 32)
+        file.write(b"far away")
+        file.flush()
+        memory = bytearray(8)
+        ring.arm_pread(3, 4, file.fileno(), abi.address_of(memory), 8, 1 << 32)
+        assert take(ring, 1) == [(3, 4, 8, 0)]
+    assert memory == b"far away"
+
+
+def test_setsockopt(ring, slot):
+    for value, on in ((ON, True), (OFF, False), (ON, True)):
+        set_option(ring, 6, slot, NODELAY, value)
+        assert take(ring, 1) == [(6, 5, 0, 0)]
+        assert nodelay(slot) == on
+
+
+@pytest.mark.parametrize("flags", (0, SKIP))
+def test_failing_setsockopt(ring, slot, flags):
+    set_option(ring, 6, slot, NO_OPTION, flags=flags)
+    set_option(ring, 7, NO_FILE, NODELAY, flags=flags)
+    assert all_of(ring, 2) == [(6, 5, -errno.ENOPROTOOPT, 0), (7, 5, -errno.EBADF, 0)]
+
+
+def test_setsockopt_that_says_nothing_when_it_succeeds(ring, slot):
+    set_option(ring, 6, slot, NODELAY, flags=SKIP)
+    nothing(ring, 7)
+    assert [completion[0] for completion in all_of(ring, 1)] == [7]
+    assert nodelay(slot)
+
+
+def test_an_option_of_two_bytes_too_few_is_refused(ring, slot):
+    """That the length gets there."""
+    set_option(ring, 6, slot, NODELAY, ON[:2])
+    assert take(ring, 1) == [(6, 5, -errno.EINVAL, 0)]
+
+
+def test_an_option_of_a_name(ring, slot):
+    """Not an int, and without a zero at its end: as TCP_ULP takes its name."""
+    name = bytearray(b"reno")
+    set_option(ring, 6, slot, (socket.IPPROTO_TCP, socket.TCP_CONGESTION), name)
+    assert take(ring, 1) == [(6, 5, 0, 0)]
+    with socket.socket(fileno=os.dup(slot)) as sock:
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"reno"
+
+
+# --- chains: the facts that the hand-over to the kernel's TLS stands on
+
+def option_of(slot, option):
+    with socket.socket(fileno=os.dup(slot)) as sock:
+        return sock.getsockopt(socket.SOL_SOCKET, option)
+
+
+RESULTS = {socket.SO_KEEPALIVE: "first", socket.SO_OOBINLINE: "second", socket.SO_BROADCAST: "third"}
+
+
+def chain(ring, slot, failing=None):
+    """Three options in a chain, of which one fails; gives (completions, which of the others have been set)."""
+    for i, option in enumerate(RESULTS):
+        wrong = failing == i
+        set_option(ring, 10 + i, slot, NO_OPTION if wrong else (socket.SOL_SOCKET, option),
+                   flags=LINKED if i < 2 else 0)
+    nothing(ring, 99)
+    found = all_of(ring, 2)
+    assert [completion for completion in found if completion[0] == 99]
+    return ([completion for completion in found if completion[0] != 99],
+            [name for option, name in RESULTS.items() if option_of(slot, option)])
+
+
+@pytest.mark.parametrize(("failing", "completion", "set_before"), (
+    (None, (12, 5, 0, 0), ["first", "second", "third"]),
+    (0, (10, 5, -errno.ENOPROTOOPT, 0), []),
+    (1, (11, 5, -errno.ENOPROTOOPT, 0), ["first"]),
+    (2, (12, 5, -errno.ENOPROTOOPT, 0), ["first", "second"]),
+))
+def test_a_chain_completes_once(ring, slot, failing, completion, set_before):
+    """Where all succeed, at its end; else where it failed, and nothing behind that happens."""
+    assert chain(ring, slot, failing) == ([completion], set_before)
+
+
+def test_a_chain_behind_a_send(ring, listener, slot):
+    client, other = accept(ring, listener)
+    with client:
+        ring.arm_send(9, 5, other, abi.address_of(b"words"), 5, flags=LINKED)
+        assert chain(ring, other) == ([(12, 5, 0, 0)], ["first", "second", "third"])
+        assert client.recv(10) == b"words"
+    os.close(other)
+
+
+LONG = bytes(16 << 20)      # more than any socket takes before somebody reads
+
+
+def behind_a_long_send(ring, slot):
+    """A chain whose head, tag 9, is under way and does not get on by itself; tags 10 and 11 set options."""
+    ring.arm_send(9, 5, slot, abi.address_of(LONG), len(LONG), flags=LINKED)
+    set_option(ring, 10, slot, (socket.SOL_SOCKET, socket.SO_KEEPALIVE), flags=LINKED)
+    set_option(ring, 11, slot, (socket.SOL_SOCKET, socket.SO_OOBINLINE))
+    assert take(ring, 1, seconds=0.1) == []
+
+
+def test_a_chain_waits_for_a_send_that_takes_its_time(ring, listener, slot):
+    """And needs nothing more of the submission queue, whose places are filled anew meanwhile."""
+    client, other = accept(ring, listener)
+    with client:
+        behind_a_long_send(ring, other)
+        for number in range(3 * ring.entries):
+            nothing(ring, 100 + number)
+        completions = take(ring, 3 * ring.entries)
+        assert {tag for tag, *_ in completions} == set(range(100, 100 + 3 * ring.entries))
+        assert not option_of(other, socket.SO_KEEPALIVE)
+        client.setblocking(False)
+        left, completions = len(LONG), []
+        while left:
+            try:
+                left -= len(client.recv(1 << 20))
+            except BlockingIOError:
+                completions += take(ring, 1, seconds=0.05)
+        assert completions + all_of(ring, 1 - len(completions)) == [(11, 5, 0, 0)]
+        assert option_of(other, socket.SO_KEEPALIVE)
+        assert option_of(other, socket.SO_OOBINLINE)
+    os.close(other)
+
+
+def test_a_chain_behind_a_send_that_falls_short(ring, listener, slot):
+    """MSG_WAITALL makes a failure of it: it completes, and nothing behind it happens."""
+    client, other = accept(ring, listener)
+    with client:
+        behind_a_long_send(ring, other)
+        ring.arm_cancel(8, 9, 5)
+        [(tag, generation, result, _)] = all_of(ring, 1)
+        assert (tag, generation) == (9, 5)
+        assert 0 < result < len(LONG)
+        assert not option_of(other, socket.SO_KEEPALIVE)
+        assert not option_of(other, socket.SO_OOBINLINE)
+    os.close(other)
+
+
+def test_a_chain_behind_a_send_that_fails(ring, slot):
+    with socket.socket(fileno=os.dup(slot)) as sock:
+        sock.shutdown(socket.SHUT_WR)
+    ring.arm_send(9, 5, slot, abi.address_of(b"words"), 5, flags=LINKED)
+    assert chain(ring, slot) == ([(9, 5, -errno.EPIPE, 0)], [])
+
+
+def test_what_waits_in_a_chain_is_not_found_by_a_cancel(ring, listener, slot):
+    """Only its head is: so that is what a cancel has to name."""
+    client, other = accept(ring, listener)
+    with client:
+        behind_a_long_send(ring, other)
+        for tag in (10, 11):
+            ring.arm_cancel(8, tag, 5)
+            assert all_of(ring, 1) == [(8, 0, -errno.ENOENT, 0)]
+    os.close(other)
+
+
+def test_a_chain_ends_where_its_submission_does(listener, slot, make):
+    """Of a chain that the submission queue has no room for, the halves know nothing of each other."""
+    ring = make()
+    if isinstance(ring, PolledRing):
+        pytest.skip("there the kernel's thread decides where a submission ends")
+    for number in range(ring.entries - 1):
+        nothing(ring, 100 + number)
+    set_option(ring, 10, slot, NO_OPTION, flags=LINKED)
+    set_option(ring, 11, slot, NODELAY)
+    completions = take(ring, ring.entries + 1)
+    assert (10, 5, -errno.ENOPROTOOPT, 0) in completions
+    assert (11, 5, 0, 0) in completions
+    assert nodelay(slot)
+
+
+@pytest.mark.parametrize("armed", range(6, 9))
+def test_room_for_a_chain_is_reserved(ring, slot, armed):
+    """However full the queue is, what is armed next goes with one submission."""
+    for number in range(armed):
+        nothing(ring, 100 + number)
+    ring.reserve(3)
+    assert ring.room - ring.tail >= 3
+    set_option(ring, 10, slot, NO_OPTION, flags=LINKED)
+    set_option(ring, 11, slot, NODELAY, flags=LINKED)
+    set_option(ring, 12, slot, NODELAY)
+    completions = all_of(ring, armed + 1)
+    assert [completion for completion in completions if completion[0] < 100] == [(10, 5, -errno.ENOPROTOOPT, 0)]
+    assert not nodelay(slot)
+
+
+@pytest.mark.parametrize("message_flags", (abi.LAST_WORDS, abi.MSG_DONTWAIT | abi.MSG_WAITALL))
+def test_a_send_that_may_not_wait(ring, listener, message_flags):
+    """It is over when it has been submitted, whether there was room or not."""
+    client, slot = accept(ring, listener)
+    with client:
+        ring.arm_send(1, 2, slot, abi.address_of(LONG), len(LONG), message_flags)
+        [(_, _, result, _)] = take(ring, 1)
+        assert 0 < result < len(LONG)
+        for _ in range(100):            # the receiver's window goes on opening for a while
+            ring.arm_send(1, 2, slot, abi.address_of(LONG), len(LONG), message_flags)
+            [(_, _, result, _)] = take(ring, 1)
+            if result < 0:
+                break
+        assert result == -errno.EAGAIN
+    os.close(slot)
+
+
+def test_close_lets_go_of_the_ring(make):
+    ring = make()
+    kept = os.dup(ring.fd)              # for the fixture to have something to close
+    ring.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(ring.fd)
+    os.dup2(kept, ring.fd)
+    os.close(kept)
+
+
 # --- user_data
 
 @pytest.mark.parametrize("generation", EXTREMES)
@@ -668,6 +979,7 @@ def test_address_of():
 CONSTANTS = {
     **{f"IORING_OP_{name}": value for name, value in abi.NEEDED.items()},
     **{f"IORING_FEAT_{name}": value for name, value in abi.FEATURES.items()},
+    "IORING_OP_RECVMSG": abi.OP_RECVMSG, "IORING_OP_URING_CMD": abi.OP_URING_CMD, "IOSQE_IO_LINK": abi.LINK,
     "IOSQE_BUFFER_SELECT": abi.BUFFER_SELECT,
     "IOSQE_CQE_SKIP_SUCCESS": abi.CQE_SKIP_SUCCESS, "IORING_ACCEPT_MULTISHOT": abi.ACCEPT_MULTISHOT,
     "IORING_RECV_MULTISHOT": abi.RECV_MULTISHOT,
@@ -678,7 +990,8 @@ CONSTANTS = {
         "SETUP_DEFER_TASKRUN", "OFF_SQ_RING", "OFF_SQES", "ENTER_GETEVENTS", "ENTER_SQ_WAKEUP", "ENTER_SQ_WAIT",
         "SQ_NEED_WAKEUP", "SQ_CQ_OVERFLOW", "REGISTER_PROBE",
         "REGISTER_PBUF_RING")},
-    "MSG_WAITALL": abi.MSG_WAITALL, "MSG_NOSIGNAL": abi.MSG_NOSIGNAL, "SHUT_RD": abi.SHUT_RD, "SHUT_WR": abi.SHUT_WR,
+    "MSG_WAITALL": abi.MSG_WAITALL, "MSG_DONTWAIT": abi.MSG_DONTWAIT, "MSG_NOSIGNAL": abi.MSG_NOSIGNAL,
+    "SHUT_RD": abi.SHUT_RD, "SHUT_WR": abi.SHUT_WR,
     "__NR_io_uring_setup": abi.SYS_SETUP, "__NR_io_uring_enter": abi.SYS_ENTER,
     "__NR_io_uring_register": abi.SYS_REGISTER, "MADV_POPULATE_READ": abi.MADV_POPULATE_READ,
     "IO_URING_OP_SUPPORTED": 1,
@@ -702,10 +1015,28 @@ PACKED = {      # what is packed by hand: C name -> (format, fields in its order
 }
 
 
+# What abi.SQE_SOCKOPT packs. Headers older than Linux 6.7 know these places by other names only.
+SOCKOPT = ("opcode", "flags", "ioprio", "fd", "cmd_op", "level", "optname", "user_data", "user_data_high", "optlen",
+           "optval")
+OLD_NAMES = {"level": "addr", "optname": "addr + 4", "user_data_high": "user_data + 4", "optlen": "file_index",
+             "optval": "addr3"}
+
+
+def sockopt_expressions(names):
+    """As expressions(), for SQE_SOCKOPT; `names` of its fields where they differ."""
+    found = {}
+    for field, offset in offsets(abi.SQE_SOCKOPT.format, SOCKOPT).items():
+        name, _, more = names.get(field, field).partition(" + ")
+        found[f"offsetof(struct io_uring_sqe, {name}) + {more or 0}"] = offset
+    return found
+
+
 def offsets(form, fields):
     """field -> offset in a packed format."""
-    codes = re.findall(r"\d+x|[A-Za-z]", form)
-    return {field: struct.calcsize("=" + "".join(codes[:i])) for i, field in enumerate(fields)}
+    codes = re.findall(r"\d*x|[A-Za-z]", form)
+    ends = [struct.calcsize("=" + "".join(codes[:i + 1])) for i, code in enumerate(codes) if not code.endswith("x")]
+    sizes = [struct.calcsize("=" + code) for code in codes if not code.endswith("x")]
+    return {field: end - size for field, end, size in zip(fields, ends, sizes, strict=False)}
 
 
 def expressions():
@@ -720,6 +1051,7 @@ def expressions():
         found[f"sizeof(struct {name})"] = struct.calcsize(form)
         for field, offset in offsets(form, fields).items():
             found[f"offsetof(struct {name}, {field})"] = offset
+    found |= sockopt_expressions(OLD_NAMES)
     found["offsetof(struct io_uring_buf_ring, tail)"] = 14
     found["offsetof(struct io_uring_probe, ops)"] = 16
     return found
@@ -729,9 +1061,9 @@ HEADERS = ("stddef.h", "stdio.h", "sys/mman.h", "sys/socket.h", "sys/syscall.h",
            "linux/io_uring.h")
 
 
-def header_can_do(compiler):
-    """Whether <linux/io_uring.h> is there, and as new as Linux 6.1."""
-    source = "#include <linux/io_uring.h>\nint x = IORING_SETUP_DEFER_TASKRUN;"
+def header_can_do(compiler, name="IORING_SETUP_DEFER_TASKRUN"):
+    """Whether <linux/io_uring.h> is there, and so new as to have `name` (of Linux 6.1)."""
+    source = f"#include <linux/io_uring.h>\nint x = {name};"
     return compiler and subprocess.run([compiler, "-fsyntax-only", "-x", "c", "-"], input=source, text=True,
                                        capture_output=True).returncode == 0
 
@@ -741,15 +1073,24 @@ COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 @pytest.mark.skipif(not header_can_do(COMPILER), reason="no C compiler with the io_uring header of Linux 6.1 or newer")
 def test_layouts_are_those_of_the_header(tmp_path):
-    wanted = expressions()
+    assert not differing(expressions(), tmp_path)
+
+
+@pytest.mark.skipif(not header_can_do(COMPILER, "SOCKET_URING_OP_SETSOCKOPT"), reason="an io_uring header before 6.7")
+def test_setsockopt_is_that_of_the_header(tmp_path):
+    wanted = {"(long long)(SOCKET_URING_OP_SETSOCKOPT)": abi.SOCKET_URING_OP_SETSOCKOPT}
+    assert not differing(wanted | sockopt_expressions({"user_data_high": "user_data + 4"}), tmp_path)
+
+
+def differing(wanted, folder):
+    """expression -> (our value, the compiler's) of those that are not the same."""
     lines = [f"#include <{header}>" for header in HEADERS if header != "linux/io_uring.h"]
     lines += ["#include <linux/io_uring.h>", "int main(void) {"]
     lines += [f'printf("%lld\\n", (long long)({expression}));' for expression in wanted] + ["}"]
-    source, program = Path(tmp_path / "abi.c"), tmp_path / "abi"
+    source, program = Path(folder / "abi.c"), folder / "abi"
     source.write_text("\n".join(lines))
     subprocess.run([COMPILER, source, "-o", program], check=True, timeout=60)
     printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()
-    differing = {expression: (value, int(real) & (1 << 64) - 1)
-                 for (expression, value), real in zip(wanted.items(), printed, strict=True)
-                 if value & (1 << 32) - 1 != int(real) & (1 << 32) - 1}
-    assert not differing
+    return {expression: (value, int(real) & (1 << 64) - 1)
+            for (expression, value), real in zip(wanted.items(), printed, strict=True)
+            if value & (1 << 32) - 1 != int(real) & (1 << 32) - 1}

@@ -1,0 +1,653 @@
+"""Workers on a simulated kernel: clients, what they want, and chance or a script that drives all of it."""
+
+import errno
+import logging
+import random
+import re
+import zlib
+from types import SimpleNamespace
+
+from simulated import RECEIVES, SENDS, STREAMS, Kernel, Socket, make_ring
+
+import abi
+import conn
+import http1
+import plan as plan_module
+from archive import Redirect, Representation, Resource
+from conn import Worker
+from plan import Planner
+from reply import Responder
+from state import BODY, CLOSING, FREE, HANDSHAKE, HEAD, IDLE, INTERIM, LINGER, RESPONSE, Limits
+from uring import PolledRing, Ring
+
+EPOCH = 1_700_000_000
+# Small enough that a few hundred steps reach every limit.
+SMALL = {
+    conn: {"MAX_PENDING": 1500, "RESERVE": 2, "LINGER_SECONDS": 3, "SEND_GRACE": 4, "PIECE": 700},
+    plan_module: {"PIECE": 700},
+    http1: {"MAX_HEAD": 900, "MAX_LINE": 400, "MAX_BODY": 600},
+}
+
+CONTENT = random.Random(5).randbytes(21_000)
+MEMORY = bytearray(CONTENT)                 # what stands for the mapped archive
+FILES = {b"/": (0, 40), b"/one": (40, 1), b"/empty": (41, 0), b"/piece": (100, 450), b"/more": (100, 700),
+         b"/big": (200, 2800)}
+
+
+class Clock:
+    """Stands in for the time module in conn."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def time(self):
+        return EPOCH + self.now
+
+    def time_ns(self):
+        return EPOCH * 10 ** 9 + int(self.now * 10 ** 9)
+
+
+def make_small(monkeypatch, *more):
+    """Set limits to the values of SMALL, and of `more` like it; gives a Clock for conn."""
+    for module, values in (item for limits in (SMALL, *more) for item in limits.items()):
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
+    # bytes hash differently in each process; a schedule has to be the same again
+    monkeypatch.setattr(plan_module, "hash", zlib.crc32, raising=False)
+    monkeypatch.setattr(logging.getLogger("tarweb"), "disabled", True)
+    clock = Clock()
+    monkeypatch.setattr(conn, "time", clock)
+    return clock
+
+
+def make_worker(kernel, clock, limits, listeners=1, kind=Ring, **options):
+    """A Worker over a simulated ring, serving FILES."""
+    slots = limits.max_connections + listeners
+    ring = make_ring(kernel, slots, listeners, kind, **options)
+    index = {path: Resource(Representation(offset, length, 0, "", b"text/plain", b'"x"'), ())
+             for path, (offset, length) in FILES.items()}
+    archive = SimpleNamespace(find={**index, b"/dir": Redirect(b"/dir/")}.get)
+    responder = Responder(archive, b"")
+    planner = Planner(abi.address_of(MEMORY), responder.spell_out, b"tarweb", clock.time())
+    return Worker(ring, responder, planner, limits, list(range(slots, slots + listeners)), slots + listeners, slots)
+
+
+# --- what clients send, and what they ought to get
+
+class Wanted:
+    """One response: `body` is what Content-Length speaks of, absent from the wire where `bare`."""
+
+    def __init__(self, status, body=None, closes=False, bare=False, may_continue=False):
+        self.status, self.body, self.closes, self.bare, self.may_continue = status, body, closes, bare, may_continue
+
+
+def content(path):
+    offset, length = FILES[path]
+    return CONTENT[offset:offset + length]
+
+
+def get(path, fields=b"", version=b"1.1", method=b"GET"):
+    return b"%b %b HTTP/%b\r\nHost: a\r\n%b\r\n" % (method, path, version, fields)
+
+
+def random_request(rnd):
+    """(bytes, Wanted): the answer is due once all the bytes have come."""
+    path = rnd.choice(list(FILES))
+    kind = rnd.choice(("plain",) * 8 + ("known",) * 8 + (
+        "head", "close", "old", "missing", "range", "options", "post", "chunked", "expect", "expect", "refused",
+        "empty line", "redirect"))
+    body = rnd.randbytes(rnd.choice((1, 5, 200, 500)))
+    length = b"Content-Length: %d\r\n" % len(body)
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (body[:3], body[3:]) if piece) + b"0\r\n\r\n"
+    match kind:
+        case "plain":
+            return get(path, b"X: %d\r\n" % rnd.randrange(50)), Wanted(200, content(path))
+        case "head":
+            return get(path, method=b"HEAD"), Wanted(200, content(path), bare=True)
+        case "close":
+            return get(path, b"Connection: close\r\n"), Wanted(200, content(path), closes=True)
+        case "old":
+            return get(path, version=b"1.0"), Wanted(200, content(path), closes=True)
+        case "missing":
+            return get(b"/no"), Wanted(404)
+        case "redirect":
+            return get(b"/dir"), Wanted(308)
+        case "range":
+            return get(b"/big", b"Range: bytes=5-1004\r\n"), Wanted(206, content(b"/big")[5:1005])
+        case "options":
+            return get(b"*", method=b"OPTIONS"), Wanted(204, bare=True)
+        case "post":
+            return get(path, length, method=b"POST") + body, Wanted(405)
+        case "chunked":
+            return get(path, b"Transfer-Encoding: chunked\r\n") + chunks, Wanted(200, content(path))
+        case "expect":
+            return (get(path, length + b"Expect: 100-continue\r\n") + body,
+                    Wanted(200, content(path), may_continue=True))
+        case "refused":
+            return get(b"/no", length + b"Expect: 100-continue\r\n"), Wanted(404, closes=True)
+        case "empty line":
+            return b"\r\n\r\n" + get(path), Wanted(200, content(path))
+    return get(path), Wanted(200, content(path))
+
+
+def random_end(rnd):
+    """(bytes, Wanted or None) after which nothing more is asked; None where no answer may come but 408."""
+    return rnd.choice((
+        (b"", None), (b"", None), (b"GET / HTT", None), (b"\r", None), (get(b"/")[:-1], None),
+        (get(b"/", b"Content-Length: 9\r\n") + b"12345678", None),
+        (get(b"/", b"Transfer-Encoding: chunked\r\n") + b"5\r\nabc", None),
+        (b"\x16\x03\x01\x02\x00\n\n", Wanted(400, closes=True)),
+        (b"GET /" + b"a" * 500, Wanted(414, closes=True)),
+        (get(b"/", b"X: " + b"a" * 1000 + b"\r\n"), Wanted(431, closes=True)),
+        (b"GARBAGE\r\n\r\n", Wanted(400, closes=True)),
+        (get(b"/", b"Content-Length: 1000\r\n"), Wanted(200, content(b"/"), closes=True)),
+        (get(b"/", b"Transfer-Encoding: chunked\r\n") + b"ffff\r\n" + b"a" * 605,
+         Wanted(200, content(b"/"), closes=True)),
+        (get(b"/", b"Transfer-Encoding: chunked\r\n") + b"x\r\n", Wanted(400, closes=True)),
+    ))
+
+
+STATUS_HEAD = re.compile(rb"HTTP/1\.1 (\d\d\d) [A-Za-z \-]+\r\nServer: tarweb\r\nDate: [^\r]{29}(?:\r\n|$)")
+REFUSALS = {400, 414, 431}                  # which of them depends on how much comes at once
+
+
+class Client(Socket):
+    """A client: what it will send, how it cuts it up, and how well it reads."""
+
+    def __init__(self, rnd):
+        super().__init__()
+        self.rnd = rnd
+        self.script, self.wanted, self.boundaries = b"", [], []
+        for _ in range(rnd.choice((0, 1, 1, 2, 3, 8, 30))):
+            self.add(*random_request(rnd))
+        raw, wanted = random_end(rnd)
+        self.add(raw, wanted)
+        if wanted and rnd.random() < 0.5:       # more than anybody will read
+            self.script += rnd.randbytes(rnd.choice((10, 3000)))
+        self.sent = 0
+        self.pieces = rnd.choice((1, 20, 300, 5000))
+        self.reads = rnd.choice((0, 1, 30, 10_000, 10_000, 10_000))
+        self.eager = rnd.choice((0.02, 0.3, 1.0))
+        self.patient = rnd.random() < 0.5       # sends a request only when the one before it is answered
+        self.leaves = rnd.choice((None, None, "eof", "eof", "reset"))
+        self.fickle = 0.002                     # how often it goes in the middle of something
+        self.decided = None                     # of `delivered`: what had been seen when its end was decided
+        self.seen = self.seen_before = 0
+        self.sent_at = 0.0
+
+    def plan(self, requests):
+        """Do nothing but send these, [(bytes, Wanted)], and read well."""
+        self.script, self.wanted, self.boundaries = b"", [], []
+        for raw, wanted in requests:
+            self.add(raw, wanted)
+        self.reads, self.eager, self.pieces, self.patient, self.leaves, self.fickle = 5000, 1.0, 5000, False, None, 0
+
+    def add(self, raw, wanted):
+        self.script += raw
+        if wanted:
+            self.wanted.append(wanted)
+            self.boundaries.append(len(self.script))
+
+    def act(self):
+        """Do something, perhaps."""
+        rnd = self.rnd
+        self.room = max(self.room, int(2 * rnd.random() * self.reads))
+        if rnd.random() > self.eager or self.eof or self.reset:
+            return
+        if self.sent < len(self.script):
+            limit = len(self.script)
+            if self.patient:
+                answered = self.received.count(b"HTTP/1.1 ")    # nearly: content is random bytes
+                limit = next((at for at in self.boundaries[answered:]), limit)
+            piece = self.script[self.sent:min(limit, self.sent + rnd.randrange(1, self.pieces + 1))]
+            if piece:
+                self.sent += len(piece)
+                self.incoming.append(piece)
+        elif self.leaves == "eof":
+            self.eof = True
+        elif self.leaves == "reset" and rnd.random() < 0.1:
+            self.vanish()
+        if rnd.random() < self.fickle:
+            self.vanish()
+
+    def vanish(self):
+        self.reset, self.excuse = True, "reset"
+
+    def due(self):
+        """How many responses are owed for what had been seen when the end was decided."""
+        return sum(boundary <= self.decided for boundary in self.boundaries)
+
+    def answered(self, stopping):
+        """How many of the wanted responses are there, whole; whether the last of them ends the connection; the rest.
+
+        Whatever is there has to be what was wanted, in order: else an AssertionError.
+        """
+        stream, count = bytes(self.received), 0
+        for wanted in self.wanted:
+            size, closes = self.match(stream, wanted, stopping)
+            if wanted.may_continue and size and stream.startswith(b"HTTP/1.1 100 "):
+                stream = stream[size:]
+                size, closes = self.match(stream, wanted, stopping)
+            if size is None:
+                return count, False, stream
+            stream = stream[size:]
+            count += 1
+            if closes:
+                assert not stream, f"after the last response: {stream[:80]}"
+                return count, True, b""
+        if stream:
+            size, closes = self.match(stream, None, stopping)
+            assert size is None or size == len(stream) and closes
+            return count, closes, stream[size:] if closes else stream
+        return count, False, b""
+
+    @staticmethod
+    def match(stream, wanted, stopping):
+        """(size of the response at the front of `stream` or None where it is incomplete, whether it is the last)."""
+        head, empty_line, body = stream.partition(b"\r\n\r\n")
+        if not empty_line:
+            assert stream[:9] == b"HTTP/1.1 "[:len(stream)]
+            return None, False
+        status = int(STATUS_HEAD.match(head)[1])
+        if status == 100:
+            assert wanted and wanted.may_continue and b"Content-Length" not in head
+            return len(head) + 4, False
+        closes = b"\r\nConnection: close" in head
+        length = int((re.search(rb"\r\nContent-Length: (\d+)", head) or (0, 0))[1])
+        if status == 408:
+            assert closes
+            return (len(head) + 4 + length if len(body) >= length else None), True
+        assert wanted, f"unasked for: {head}"
+        assert status == wanted.status or {status, wanted.status} <= REFUSALS, (status, wanted.status)
+        assert closes or not wanted.closes
+        assert wanted.closes or not closes or stopping
+        if wanted.bare:
+            length = 0
+        elif wanted.body is not None:
+            assert length == len(wanted.body)
+            assert body[:length] == wanted.body[:len(body)]
+        return (len(head) + 4 + length if len(body) >= length else None), closes
+
+
+# --- any schedule
+
+class World:
+    """A worker, its clients, and the chance that drives them. What must hold is looked at after each batch."""
+
+    slack = 0           # bytes that may come at once, besides what the buffers hold
+
+    def __init__(self, seed, clock, listeners=1):
+        self.rnd = rnd = random.Random(seed)
+        self.clock = clock
+        self.kernel = kernel = Kernel(clock)
+        self.limits = Limits(max_connections=rnd.choice((1, 2, 3, 5, 8)), header_timeout=4, keepalive_timeout=8,
+                             min_rate=500, drain=6)
+        self.listeners = listeners
+        kernel.most_completions = rnd.choice((4, 16, 1024))
+        self.worker = self.make_worker(rnd.choice((Ring, Ring, PolledRing)), self.ring_options())
+        self.steps = rnd.choice((100, 400, 700))
+        self.stop_step = rnd.randrange(self.steps) if rnd.random() < 0.4 else None
+        self.busy = rnd.choice((0.02, 0.1, 0.5))        # how often someone connects
+        self.lateness = rnd.choice((0.0, 0.5, 0.9))     # how often something that could complete does not yet
+        self.trouble = rnd.choice((0.0, 0.02))          # how often something fails
+        self.step = 0
+        self.phase = "busy"
+        self.waited = 0
+        self.signalled = None
+        kernel.on_enter = self.on_enter
+        kernel.on_wait = self.on_wait
+        kernel.submits = self.submits
+        kernel.choose_slot = rnd.choice
+        kernel.holds = lambda: rnd.random() < 0.05
+
+    # what others may do otherwise
+
+    def ring_options(self):
+        rnd = self.rnd
+        return {"entries": rnd.choice((2, 8, 64)), "buffers": rnd.choice((2, 8, 16)),
+                "buffer_size": rnd.choice((16, 64, 512))}
+
+    def make_worker(self, kind, options):
+        return make_worker(self.kernel, self.clock, self.limits, self.listeners, kind, **options)
+
+    def choose_listener(self):
+        """Where somebody connects."""
+        return self.rnd.choice(list(self.kernel.listeners))
+
+    def new_client(self, listener):
+        """One that connects to `listener`."""
+        return Client(self.rnd)
+
+    def last_client(self):
+        """One that wants what it will get."""
+        last = Client(random.Random(0))
+        last.plan([(get(b"/"), Wanted(200, content(b"/")))])
+        return last
+
+    def run(self):
+        try:
+            self.worker.run()
+            self.at_end()
+        finally:
+            self.kernel.close()
+
+    # chance
+
+    def submits(self, count):
+        """Now and then the kernel has no memory for all of them."""
+        return self.rnd.randrange(count + 1) if self.rnd.random() < 0.02 else count
+
+    def on_enter(self, waiting):
+        """Before submission: what is armed now may come too late for what happens here."""
+        if waiting:
+            self.check()
+            self.next_step()
+        if self.rnd.random() < 0.5:
+            self.something_happens()
+
+    def on_wait(self):
+        if self.rnd.random() < 0.02:
+            return                                      # a signal for nobody
+        for _ in range(self.rnd.randrange(4)):
+            self.something_happens()
+        while not self.kernel.unseen:
+            if not self.something_happens(always=True):
+                self.pass_time(self.rnd.random())
+
+    def something_happens(self, always=False):
+        """Clients act, and some operations go on; tell whether anything completed."""
+        for client in self.present():
+            client.act()
+        happened = False
+        operations = list(self.kernel.operations)
+        self.rnd.shuffle(operations)
+        for operation in operations:
+            if operation in self.kernel.operations and (
+                    always or operation.code == abi.OP_TIMEOUT or self.rnd.random() > self.lateness):
+                happened |= bool(self.go_on(operation))
+        return happened
+
+    def present(self):
+        return [*self.kernel.sockets.values(),
+                *(client for listener in self.kernel.listeners.values() for client in listener.queue)]
+
+    def go_on(self, operation):
+        rnd = self.rnd
+        if rnd.random() < self.trouble and self.phase == "busy" and not operation.held:
+            if operation.code == abi.OP_ACCEPT:
+                return self.kernel.end(operation, rnd.choice((errno.EMFILE, errno.ENFILE, errno.ECONNABORTED)))
+            if operation.code in STREAMS:
+                return self.break_stream(operation)
+        size = rnd.choice((1, 10, 100, 10_000, 10_000))
+        more = rnd.random() > 0.05
+        if operation.code in SENDS and operation.done and rnd.random() < 0.2 and self.may_fall_short(operation):
+            self.kernel.counts["short"] += 1
+            return self.kernel.end(operation, errno.EAGAIN)
+        return self.kernel.go_on(operation, size, more)
+
+    def may_fall_short(self, operation):
+        """Whether a send may end before its end without an error."""
+        return True
+
+    def break_stream(self, operation):
+        client, rnd = self.kernel.sockets[operation.slot], self.rnd
+        if operation.code in RECEIVES:
+            passing = rnd.random() < 0.7
+            error = rnd.choice((errno.ECANCELED, errno.EINTR, errno.ENOBUFS) if passing else
+                               (errno.ECONNRESET, errno.ETIMEDOUT))
+        else:
+            passing = bool(operation.done)
+            error = rnd.choice((errno.EPIPE, errno.ECONNRESET, errno.EFAULT, errno.ECANCELED))
+        if not passing:
+            client.excuse = errno.errorcode[error]
+        return self.kernel.end(operation, error)
+
+    def next_step(self):
+        rnd, kernel = self.rnd, self.kernel
+        self.step += 1
+        if rnd.random() < 0.1:
+            self.pass_time(rnd.choice((0.1, 0.5, 1, 1)))
+        if self.phase == "busy":
+            if rnd.random() < self.busy:
+                slot = self.choose_listener()
+                queue = kernel.listeners[slot].queue
+                if len(queue) < 4:
+                    queue.append(self.new_client(slot))
+            if self.step == self.stop_step:
+                self.signal()
+            if self.step >= self.steps:
+                self.all_leave()
+        else:
+            self.after_leaving()
+
+    def pass_time(self, seconds):
+        """A sleeper is woken when its time is up, not later."""
+        due = [operation.due for operation in self.kernel.operations if operation.code == abi.OP_TIMEOUT]
+        self.clock.now = min(self.clock.now + seconds, *due, self.clock.now + 1) if due else self.clock.now + 0.01
+
+    def signal(self):
+        self.signalled = self.clock.now
+        self.kernel.signals += 1
+
+    # the end: first all clients go, then a last one comes and is served, then the signal
+
+    def all_leave(self):
+        self.phase = "leaving"
+        self.deadline = self.clock.now + 60
+        for client in self.present():
+            client.vanish()
+
+    def after_leaving(self):
+        kernel, worker = self.kernel, self.worker
+        assert self.clock.now < self.deadline, f"stuck in {self.phase}: {self.describe()}"
+        if self.signalled is not None:
+            return
+        if self.phase == "leaving" and not kernel.sockets and not any(
+                listener.queue for listener in kernel.listeners.values()):
+            assert worker.live == 0 and not worker.parked, self.describe()
+            self.phase, self.deadline = "last", self.clock.now + 60
+            self.last = self.last_client()
+            kernel.listeners[worker_slot(worker)].queue.append(self.last)
+        elif self.phase == "last" and self.last.answered(False) == (1, False, b""):
+            self.phase, self.deadline = "stopping", self.clock.now + self.limits.drain + 5
+            self.signal()
+
+    def at_end(self):
+        """After `run` has returned."""
+        self.check_closed()
+        assert self.signalled is not None
+        drained = not self.worker.live and not self.worker.listeners
+        assert drained or self.clock.now - self.signalled >= self.limits.drain - 1, "stopped too early"
+        if drained:
+            assert all(connection.state is FREE for connection in self.worker.connections)
+        for client in self.kernel.sockets.values():
+            client.answered(True)
+
+    def describe(self):
+        return [(connection.slot, connection.state, connection.receiving) for connection in self.worker.connections
+                if connection.state is not FREE] + [(operation.code, operation.slot, operation.cancelled)
+                                                    for operation in self.kernel.operations]
+
+    # what must hold after each batch
+
+    def check(self):
+        worker, kernel = self.worker, self.kernel
+        unseen = list(kernel.unseen)
+        live = 0
+        armed = self.armed()
+        closing = {entry.fd for entry in armed if entry.opcode == abi.OP_CLOSE}
+        self.armed_users = {tuple(entry.user_data) for entry in armed}
+        fresh = {result for user, _, result, _ in unseen if user[0] & ~conn.SLOT == conn.ACCEPT and result >= 0}
+        for connection in worker.connections:
+            slot = connection.slot
+            is_open = slot in kernel.sockets and slot not in fresh and slot not in closing
+            assert (connection.state is not FREE) == is_open, (connection.state, slot)
+            live += is_open
+            if is_open:
+                self.check_connection(connection, kernel.sockets[slot])
+        assert worker.live == live <= self.limits.max_connections + self.listeners
+        assert worker.stale == 0
+        assert not worker.parked or live - len(worker.parked) >= self.limits.max_connections
+        assert len({connection.slot for connection in worker.parked}) == len(worker.parked)
+        assert all(connection.state in (IDLE, HANDSHAKE) and not connection.receiving for connection in worker.parked)
+        self.check_buffers(unseen)
+        self.check_closed()
+        self.remember()
+
+    def in_flight(self, kind, slot):
+        """Whether an operation (RECV, SEND, SHUTDOWN) on a slot is armed, in flight, or completed and not yet taken."""
+        user = (kind | slot, self.worker.connections[slot].generation)
+        return (any(user in (operation.user, *(other.user for other in operation.behind))
+                    for operation in self.kernel.operations)
+                or any(other == user and not flags & abi.CQE_MORE for other, _, _, flags in self.kernel.unseen)
+                or user in self.armed_users)
+
+    def is_sending(self, connection):
+        """Whether a send of a connection is in flight."""
+        return self.in_flight(connection.sends, connection.slot)
+
+    def armed(self):
+        """The entries that the kernel has not taken yet."""
+        ring, start = self.worker.ring, self.kernel.sq_head
+        return [abi.Sqe.from_buffer_copy(ring.sqes, (i & ring.mask) * 64) for i in range(start, ring.tail)]
+
+    def check_connection(self, connection, client):
+        state, slot = connection.state, connection.slot
+        assert connection.receiving == self.in_flight(connection.reads, slot), "receive"
+        sending = state in (RESPONSE, INTERIM) or connection.sending
+        assert sending == self.is_sending(connection), f"send in {state}"
+        assert connection.shutting == self.in_flight(conn.SHUTDOWN, slot), "shutdown"
+        if state in (IDLE, HEAD, BODY, LINGER) and connection not in self.worker.parked:
+            last_words = state is LINGER and connection.at_end and connection.sending
+            assert connection.receiving or last_words, f"deaf in {state}"
+        if state is RESPONSE or state is INTERIM:
+            assert (connection.receiving or connection.at_end or len(connection.pending) > conn.MAX_PENDING
+                    or connection.plan.close)
+        if state is IDLE:
+            assert not connection.pending and not connection.sent and not connection.at_end
+            assert self.worker.stop_at is None or connection.plan is None, "left idle at the end"
+        if state is CLOSING:
+            assert connection.receiving or connection.sending or connection.shutting, "nothing will end this"
+            self.decide(client)
+        # A cancel takes a batch to arrive, and the buffers may go round once before it is submitted.
+        slack = self.slack + 2 * self.worker.ring.buffer_size * self.kernel.buffers
+        assert len(connection.pending) <= conn.MAX_PENDING + slack
+
+    def decide(self, client):
+        """The worker has decided to end this: what it had seen before has to be answered, unless there is an excuse."""
+        if client.decided is None:
+            client.decided = client.seen_before
+            if client.excuse is None and self.clock.now - client.sent_at >= conn.SEND_GRACE - 2:   # ticks are coarse
+                client.excuse = "slow"
+
+    def check_buffers(self, unseen):
+        """Each receive buffer is in the ring, or being filled, or in a completion that nobody has taken: once."""
+        ring, kernel = self.worker.ring, self.kernel
+        held = [flags >> abi.CQE_BUFFER_SHIFT for _, _, _, flags in unseen if flags & abi.CQE_BUFFER]
+        held += [operation.held[0] for operation in kernel.operations if operation.held]
+        given = [kernel.buffer(position) for position in range(kernel.buffer_head, ring.buffer_tail)]
+        assert sorted(held + [buffer for _, _, buffer in given]) == list(range(kernel.buffers))
+        for address, length, buffer in given:
+            assert (address, length) == (ring.pool_address + buffer * ring.buffer_size, ring.buffer_size)
+
+    def check_closed(self):
+        """Clients whose connection has ended have got what they ought to."""
+        for client in self.kernel.closed:
+            self.decide(client)
+            for status in re.findall(rb"HTTP/1\.1 (\d\d\d) ", client.received):
+                self.kernel.counts[f"answered {status.decode()}"] += 1
+            stopping = self.signalled is not None
+            count, closes, rest = client.answered(stopping)
+            # At the end, what was pipelined behind the response in flight is dropped; but that one is sent whole.
+            dropped = stopping and not rest
+            self.check_farewell(client, rest)
+            due = client.due()
+            assert closes or client.excuse or dropped or count >= due, (
+                f"{count} answered of {due} seen, {len(client.wanted)} wanted, {client.received[-200:]}")
+        self.kernel.closed.clear()
+
+    def check_farewell(self, client, rest):
+        """How a connection has ended, `rest` being of a response that was cut off."""
+
+    def remember(self):
+        for client in self.kernel.sockets.values():
+            client.seen_before, client.seen = client.seen, client.delivered
+
+
+def worker_slot(worker):
+    return next(iter(worker.listeners))
+
+
+def play(seeds, clock, **options):
+    for seed in seeds:
+        try:
+            clock.now = 1000.0
+            World(seed, clock, **options).run()
+        except BaseException:
+            print(f"TARWEB_SEED={seed}")
+            raise
+
+
+# --- schedules with something to say
+
+class Over(Exception):
+    """A script has come to its end, and the worker is to be abandoned."""
+
+
+def perform(script, clock, limits=None, listeners=1, make=make_worker, **options):
+    """Run a worker against script(kernel, worker), a generator: each `yield` hands the worker what was completed.
+
+    Tells whether the worker came to its end before the script did.
+    """
+    kernel = Kernel(clock)
+    worker = make(kernel, clock, limits or Limits(), listeners, **options)
+    steps = script(kernel, worker)
+
+    def on_wait():
+        if next(steps, Over) is Over:
+            raise Over
+
+    kernel.on_wait = on_wait
+    try:
+        worker.run()
+        return True
+    except Over:
+        return False
+    finally:
+        kernel.close()
+
+
+def connect(kernel, *pieces, room=10 ** 6, listener=0):
+    """A client that is let in, and what it sends with it."""
+    client = Socket()
+    client.room = room
+    client.incoming.extend(pieces)
+    [*kernel.listeners.values()][listener].queue.append(client)
+    return client
+
+
+def settle(kernel):
+    """Let all happen that can, until nothing more does."""
+    kernel.go_on_all()
+    while kernel.unseen:
+        yield
+        kernel.go_on_all()
+
+
+def seconds(kernel, count):
+    """Let time pass, with all that it brings."""
+    for _ in range(count):
+        kernel.clock.now += 1
+        yield from settle(kernel)
+
+
+def stop(kernel):
+    kernel.signals += 1
+    yield from settle(kernel)
+
+
+def statuses(client):
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", client.received)]

@@ -1,0 +1,159 @@
+"""Where the plain listener sends people, and the challenges that it answers: Redirector without a connection."""
+
+import os
+from urllib.parse import quote
+
+import pytest
+
+import http1
+from redirect import CHALLENGES, LARGEST_CHALLENGE, Redirector
+
+
+def ask(redirector, target, host=b"a.example", method=b"GET", fields=b"", version=b"1.1"):
+    """The Reply to a request, by way of the parser."""
+    host_line = b"Host: %b\r\n" % host if host is not None else b""
+    return redirector.reply(http1.parse_head(
+        b"%b %b HTTP/%b\r\n%b%b\r\n" % (method, target, version, host_line, fields)))
+
+
+def location(reply):
+    for line in reply.head.split(b"\r\n"):
+        name, _, value = line.partition(b": ")
+        if name == b"Location":
+            return value
+    return None
+
+
+@pytest.mark.parametrize(("port", "host", "target", "to"), (
+    (443, b"a.example", b"/", b"https://a.example/"),
+    (443, b"a.example:80", b"/x?y=z", b"https://a.example/x?y=z"),
+    (8443, b"a.example", b"/", b"https://a.example:8443/"),
+    (8443, b"a.example:8080", b"/", b"https://a.example:8443/"),
+    (443, b"127.0.0.1:8080", b"/", b"https://127.0.0.1/"),
+    (443, b"[::1]", b"/", b"https://[::1]/"),
+    (8443, b"[::1]:80", b"/a/", b"https://[::1]:8443/a/"),
+    (443, b"a.example:", b"/", b"https://a.example/"),
+    (443, b"a.example", b"/?", b"https://a.example/?"),
+    (443, b"a.example", b"/a%20b/%C3%A4", b"https://a.example/a%20b/%C3%A4"),
+    (443, b"a.example", b"/%0d%0aX:%20y", b"https://a.example/%0D%0AX:%20y"),
+    (443, b"a.example", b"//b.example/", b"https://a.example//b.example/"),
+    (443, b"a.example", b"http://a.example/x", b"https://a.example/x"),
+))
+def test_redirects(port, host, target, to):
+    reply = ask(Redirector(port), target, host)
+    assert reply.status == 308
+    assert location(reply) == to
+    assert not reply.close
+
+
+@pytest.mark.parametrize("method", (b"GET", b"HEAD", b"POST", b"PUT", b"OPTIONS"))
+def test_every_method_is_redirected(method):
+    """308: with the same method (RFC 9110 section 15.4.9)."""
+    assert ask(Redirector(443), b"/x", method=method).status == 308
+
+
+@pytest.mark.parametrize(("target", "host", "version", "status"), (
+    (b"/", None, b"1.0", 400), (b"/", b"", b"1.1", 400), (b"*", b"a.example", b"1.1", 404)))
+def test_nowhere_to_go(target, host, version, status):
+    reply = ask(Redirector(443), target, host, method=b"OPTIONS" if target == b"*" else b"GET", version=version)
+    assert reply.status == status
+    assert location(reply) is None
+
+
+def test_the_connection_is_kept_or_not():
+    assert ask(Redirector(443), b"/", fields=b"Connection: close\r\n").close
+    assert not ask(Redirector(443), b"/").close
+
+
+# --- challenges
+
+TOKEN = b"evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr_oA"     # RFC 8555's own
+ANSWER = TOKEN + b".9jg46WB3rR_AHD-EBXdN7cBkH1WOu0tA3M9fm21mqTI"
+
+
+@pytest.fixture(params=("as certbot does", "in the directory itself"))
+def folder(request, tmp_path):
+    """A directory with the answer to a challenge, and the place where it is."""
+    place = tmp_path / CHALLENGES.decode().strip("/") if request.param == "as certbot does" else tmp_path
+    place.mkdir(parents=True, exist_ok=True)
+    (place / TOKEN.decode()).write_bytes(ANSWER)
+    return tmp_path, place
+
+
+def test_challenge(folder):
+    redirector = Redirector(443, str(folder[0]))
+    reply = ask(redirector, CHALLENGES + TOKEN)
+    assert reply.status == 200
+    assert reply.body == (ANSWER,)
+    assert b"Content-Length: %d\r\n" % len(ANSWER) in reply.head
+    head = ask(redirector, CHALLENGES + TOKEN, method=b"HEAD")
+    assert (head.status, head.head, head.body) == (200, reply.head, ())
+    assert ask(redirector, CHALLENGES + TOKEN, fields=b"Connection: close\r\n").close
+
+
+def test_challenge_without_a_host():
+    """Who asks for one need not say where."""
+    assert ask(Redirector(443, "/nowhere"), CHALLENGES + TOKEN, host=None, version=b"1.0").status == 404
+
+
+def test_challenges_come_and_go(folder):
+    redirector, path = Redirector(443, str(folder[0])), folder[1] / TOKEN.decode()
+    path.unlink()
+    assert ask(redirector, CHALLENGES + TOKEN).status == 404
+    path.write_bytes(b"another")
+    assert ask(redirector, CHALLENGES + TOKEN).body == (b"another",)
+
+
+@pytest.mark.parametrize("method", (b"POST", b"OPTIONS", b"DELETE"))
+def test_challenges_are_read_only(folder, method):
+    reply = ask(Redirector(443, str(folder[0])), CHALLENGES + TOKEN, method=method)
+    assert reply.status == 405
+    assert b"Allow: GET, HEAD\r\n" in reply.head
+
+
+@pytest.mark.parametrize("token", (
+    b"", b"x", b".", b"...", b"x/../y", b"..%2f" + TOKEN, TOKEN + b"/", TOKEN + b".", TOKEN + b"/x", b"~", b"%20",
+    TOKEN + b"%0a", b"a" * 256, b"a" * 1000, b"%ff"))
+def test_no_such_challenge(folder, token):
+    """Never a redirect, and nothing but tokens is looked for."""
+    reply = ask(Redirector(443, str(folder[0])), CHALLENGES + token)
+    assert (reply.status, location(reply)) == (404, None)
+
+
+@pytest.mark.parametrize("kind", ("link", "directory", "fifo", "large"))
+def test_what_is_no_challenge(folder, kind):
+    path = folder[1] / "special"
+    if kind == "link":
+        path.symlink_to("/etc/hostname")
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)             # opening one for reading would wait for a writer
+    elif kind == "large":
+        path.write_bytes(bytes(LARGEST_CHALLENGE + 1))
+    assert ask(Redirector(443, str(folder[0])), CHALLENGES + b"special").status == 404
+
+
+@pytest.mark.parametrize("name", (".hidden", "a.html", "a b", "below/token", "\u00e4"))
+def test_what_else_is_in_the_directory_stays_there(folder, name):
+    path = folder[1] / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"not for everybody")
+    assert ask(Redirector(443, str(folder[0])), CHALLENGES + quote(name).encode()).status == 404
+
+
+@pytest.mark.parametrize("size", (0, 1, LARGEST_CHALLENGE))
+def test_sizes(folder, size):
+    (folder[1] / "sized").write_bytes(b"x" * size)
+    assert ask(Redirector(443, str(folder[0])), CHALLENGES + b"sized").body == (b"x" * size,)
+
+
+def test_without_a_directory_challenges_are_redirected():
+    assert location(ask(Redirector(443), CHALLENGES + TOKEN)) == b"https://a.example" + CHALLENGES + TOKEN
+
+
+def test_no_descriptor_is_left_open(folder):
+    redirector, before = Redirector(443, str(folder[0])), len(os.listdir("/proc/self/fd"))
+    for token in (TOKEN, b"no", b"x"):
+        ask(redirector, CHALLENGES + token)
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -13,7 +13,7 @@ CTRL_CHAIN_CERT, CTRL_GROUPS_LIST, CTRL_MIN_PROTO_VERSION = 89, 92, 123
 MODE_RELEASE_BUFFERS, SESS_CACHE_OFF = 0x10, 0
 OP_NO_COMPRESSION, OP_NO_RENEGOTIATION = 1 << 17, 1 << 30
 TLS1_2, TLS1_3 = 0x0303, 0x0304
-ERROR_SSL, ERROR_WANT_READ, ERROR_ZERO_RETURN = 1, 2, 6
+ERROR_WANT_READ, ERROR_ZERO_RETURN = 2, 6
 TLSEXT_OK, TLSEXT_ALERT_FATAL, TLSEXT_NOACK = 0, 2, 3
 # <openssl/bio.h>, <openssl/x509v3.h>, <openssl/obj_mac.h>
 BIO_CTRL_RESET = 1
@@ -40,7 +40,7 @@ CRYPTO: dict[str, tuple] = {
     "OPENSSL_sk_num": (c_int, P), "OPENSSL_sk_value": (P, P, c_int), "OpenSSL_version": (c_char_p, c_int),
     "PEM_read_bio_PrivateKey": (P, P, P, PasswordCallback, P), "PEM_read_bio_X509": (P, P, P, P, P),
     "X509_cmp_current_time": (c_int, P), "X509_free": (None, P), "X509_get0_notAfter": (P, P),
-    "X509_get0_notBefore": (P, P), "X509_get0_pubkey": (P, P), "X509_get_ext_d2i": (P, P, c_int, P, P),
+    "X509_get0_notBefore": (P, P), "X509_get_ext_d2i": (P, P, c_int, P, P),
 }
 SSL: dict[str, tuple] = {
     "SSL_CIPHER_get_protocol_id": (c_uint16, P), "SSL_CTX_callback_ctrl": (ctypes.c_long, P, c_int, ServernameCallback),

@@ -298,7 +298,7 @@ class SecureWorker(SealedWorker):
         """Linger where the kernel may have no room left for close_notify behind the last response."""
         session = connection.tls
         in_kernel = session is not None and session.in_kernel
-        super().finish(connection, in_kernel and connection.plan.total > ROOM_AT_ONCE)
+        super().finish(connection, linger or in_kernel and connection.plan.total > ROOM_AT_ONCE)
 
     def close_our_side(self, connection):
         """After close_notify, where that has not gone with the last response; then `on_goodbye` goes on."""

@@ -25,6 +25,7 @@ MAY_IMPORT = {  # arrows run one way
     "sealed": {"abi", "conn", "state", "tls"},
     "secure": {"abi", "conn", "http1", "ktls", "sealed", "state", "tls"},
     "redirect": {"archive", "reply"},
+    "proxy": set(),
     "tarweb": {"abi", "archive", "conn", "credentials", "ktls", "openssl", "plan", "redirect", "reply", "secure",
                "state", "tls", "uring"},
 }

@@ -1,0 +1,187 @@
+"""The PROXY protocol, versions 1 and 2, as a receiver: who the client of the proxy in front of us is. No I/O.
+
+Sections are those of HAProxy's proxy-protocol.txt.
+"""
+
+import ipaddress
+import re
+
+V1, SIGNATURE = b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"
+MAX_LINE = 107                  # section 2.1: the longest line of version 1, CRLF included
+MAX_BLOCK = 4096                # a header of version 2. Section 2 has senders keep to 536, but what they tell of
+                                # certificates may take more; with 64 KiB, a proxy's mistake would be waited for
+KINDS = b"TCP4 ", b"TCP6 ", b"UNKNOWN"
+PORT = rb"(?:0|[1-9][0-9]{0,4})"
+LINE = re.compile(rb"(?:UNKNOWN(?: [^\r]*)?|TCP([46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) (%b) (%b))" % (PORT, PORT))
+
+LOCAL, PROXY = 0x20, 0x21       # section 2.2: version and command
+UNSPEC, INET, INET6 = 0, 1, 2
+ADDRESSES = {UNSPEC: 0, INET: 12, INET6: 36, 3: 216}        # family: bytes of its addresses and ports
+CRC32C = 0x03                   # the type of a TLV
+
+KNOWN = 4096                    # addresses that Networks remembers
+
+
+class ProxyError(Exception):
+    """Not a PROXY header; the connection is to be closed."""
+
+
+def take_header(data):
+    """(the client's address as text, bytes that the header takes) from the first bytes of a connection.
+
+    The address is None where there is none to tell, and the peer's own stands. None where more bytes are needed: a
+    line is looked at in detail when it is whole, and so are the TLVs. Raises ProxyError.
+    """
+    if data.startswith(V1):
+        return take_line(data)
+    if data.startswith(SIGNATURE):
+        return take_block(data)
+    if V1.startswith(data) or SIGNATURE.startswith(data):
+        return None
+    raise ProxyError("no PROXY header")
+
+
+# --- version 1, section 2.1
+
+def take_line(data):
+    line, end, _ = data[:MAX_LINE].partition(b"\r\n")
+    rest = line[len(V1):]
+    if not any(rest.startswith(kind[:len(rest)]) for kind in KINDS):
+        raise ProxyError("version 1: neither TCP4 nor TCP6 nor UNKNOWN")
+    if b"\n" in line or b"\r" in line[:-1]:
+        raise ProxyError("version 1: half a line end")
+    if not end:
+        if len(data) >= MAX_LINE:
+            raise ProxyError(f"version 1: no line end in {MAX_LINE} bytes")
+        return None
+    return client(rest), len(line) + len(end)
+
+
+def client(rest):
+    """The source address from a line without its beginning and end, or None."""
+    match = LINE.fullmatch(rest)
+    if not match:
+        raise ProxyError("version 1: malformed line")
+    family, source, destination, *ports = match.groups()
+    if family is None:
+        return None
+    if any(int(port) > 65535 for port in ports):
+        raise ProxyError("version 1: no such port")
+    parse = ipaddress.IPv4Address if family == b"4" else ipaddress.IPv6Address
+    try:
+        parse(destination.decode())
+        return str(without_mapping(parse(source.decode()))).encode()
+    except ValueError:
+        raise ProxyError(f"version 1: no TCP{family.decode()} address") from None
+
+
+# --- version 2, section 2.2
+
+def take_block(data):
+    start, size = len(SIGNATURE), None
+    if len(data) > start and data[start] not in (LOCAL, PROXY):
+        raise ProxyError("version 2: unknown version or command")
+    if len(data) >= start + 4:
+        size = start + 4 + int.from_bytes(data[start + 2:start + 4], "big")
+        if size > MAX_BLOCK:
+            raise ProxyError(f"version 2: more than {MAX_BLOCK} bytes")
+    relayed = len(data) > start + 1 and data[start] == PROXY        # of a LOCAL one nothing else counts
+    if relayed:
+        check_family(data[start + 1], size)
+    if size is None or len(data) < size:
+        return None
+    return source(data[:size]) if relayed else None, size
+
+
+def check_family(family, size):
+    """A header of `size` bytes (None: not known yet) has the space for addresses of this family and protocol."""
+    addresses = ADDRESSES.get(family >> 4)
+    if addresses is None or family & 15 > 2:
+        raise ProxyError("version 2: unknown address family or protocol")
+    if size is not None and size < len(SIGNATURE) + 4 + addresses:
+        raise ProxyError("version 2: too short for its addresses")
+
+
+def source(header):
+    """The source address in a whole header whose command is PROXY, or None. Its TLVs have to be in order.
+
+    Without a family they cannot be found: how long the addresses are is not known.
+    """
+    family, protocol = divmod(header[len(SIGNATURE) + 1], 16)
+    if family == UNSPEC:
+        return None
+    at = len(SIGNATURE) + 4
+    check_tlvs(header, at + ADDRESSES[family])
+    if family not in (INET, INET6) or not protocol:
+        return None
+    address = ipaddress.ip_address(header[at:at + (4 if family == INET else 16)])
+    return str(without_mapping(address)).encode()
+
+
+def check_tlvs(header, at):
+    """Section 2.2: from `at` on, type, length and value, one after the other; a checksum is right (2.2.3)."""
+    while at < len(header):
+        value = at + 3
+        end = value + int.from_bytes(header[at + 1:value], "big")
+        if end > len(header):
+            raise ProxyError("version 2: a TLV that is cut off")
+        if header[at] == CRC32C and header[value:end] != checksum(header[:value] + bytes(4) + header[end:]):
+            raise ProxyError("version 2: wrong checksum")
+        at = end
+
+
+def checksum(data):
+    """CRC32c (RFC 9260 appendix A), in network byte order."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ CRC_TABLE[(crc ^ byte) & 0xFF]
+    return (crc ^ 0xFFFFFFFF).to_bytes(4, "big")
+
+
+def crc_of_byte(crc):
+    for _ in range(8):
+        crc = crc >> 1 ^ (crc & 1) * 0x82F63B78
+    return crc
+
+
+CRC_TABLE = [crc_of_byte(byte) for byte in range(256)]
+
+
+# --- addresses
+
+class Networks:
+    """Networks, as in ["10.0.0.0/8", "::1"]; "unix" stands for all unix sockets. Raises ValueError."""
+
+    def __init__(self, texts):
+        self.unix = "unix" in texts
+        self.networks = [network(text) for text in texts if text != "unix"]
+        self.known = {}
+
+    def hold(self, address):
+        """Whether an address, as text in bytes, is in one of them. b"": of a unix socket."""
+        held = self.known.get(address)
+        if held is None:
+            if len(self.known) == KNOWN:
+                self.known.clear()
+            held = self.known[address] = self.look_up(address)
+        return held
+
+    def look_up(self, address):
+        if not address:
+            return self.unix
+        address = without_mapping(ipaddress.ip_address(address.decode()))
+        return any(address in network for network in self.networks)
+
+
+def network(text):
+    """One network; one of mapped addresses is that of IPv4 which it stands for. Raises ValueError."""
+    found = ipaddress.ip_network(text)
+    if "%" in text:
+        raise ValueError(f"{text!r} has a scope, which addresses of clients are looked at without")
+    first = without_mapping(found.network_address)
+    return found if first.version == found.version else ipaddress.ip_network((int(first), found.prefixlen - 96))
+
+
+def without_mapping(address):
+    """The address of IPv4 that one of IPv6 stands for (RFC 4291 section 2.5.5.2), or itself."""
+    return getattr(address, "ipv4_mapped", None) or address

@@ -26,6 +26,7 @@ MAY_IMPORT = {  # arrows run one way
     "secure": {"abi", "conn", "http1", "ktls", "sealed", "state", "tls"},
     "redirect": {"archive", "reply"},
     "proxy": set(),
+    "systemd": set(),
     "tarweb": {"abi", "archive", "conn", "credentials", "ktls", "openssl", "plan", "redirect", "reply", "secure",
                "state", "tls", "uring"},
 }

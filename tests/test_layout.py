@@ -27,6 +27,7 @@ MAY_IMPORT = {  # arrows run one way
     "redirect": {"archive", "reply"},
     "proxy": set(),
     "systemd": set(),
+    "counters": set(),
     "tarweb": {"abi", "archive", "conn", "credentials", "ktls", "openssl", "plan", "redirect", "reply", "secure",
                "state", "tls", "uring"},
 }

@@ -28,6 +28,7 @@ MAY_IMPORT = {  # arrows run one way
     "proxy": set(),
     "systemd": set(),
     "counters": set(),
+    "status": {"counters", "reply"},
     "tarweb": {"abi", "archive", "conn", "credentials", "ktls", "openssl", "plan", "redirect", "reply", "secure",
                "state", "tls", "uring"},
 }

@@ -1,0 +1,259 @@
+"""What the status listener answers: for probes, for Prometheus, and a page for people; from one table of metrics."""
+
+import base64
+import contextlib
+import hashlib
+import html
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from counters import Board
+from reply import Reply, Responder, connection_field
+
+TEXT, PAGE = b"text/plain; charset=utf-8", b"text/html; charset=utf-8"
+EXPOSITION = b"text/plain; version=0.0.4; charset=utf-8"    # prometheus.io/docs/instrumenting/exposition_formats
+NO_STORE = b"Cache-Control: no-store\r\n"
+REFRESH = 5                     # seconds after which the page asks again
+
+
+class Metric(NamedTuple):
+    """numbers: each name that it shows, of Board.totals() or Board.server(), with its labels. A metric of the archives
+    shows what the description has for each site, and its labels too say what of that."""
+
+    name: str                   # behind tarweb_
+    help: str
+    numbers: dict[str, dict[str, str]]
+
+    @property
+    def kind(self):
+        return "counter" if self.name.endswith("_total") else "gauge"
+
+
+def one(name, number, words):
+    return Metric(name, words, {number: {}})
+
+
+def by(label, name, words, **values):
+    return Metric(name, words, {number: {label: value} for number, value in values.items()})
+
+
+METRICS = {
+    "Requests": (
+        by("class", "responses_total", "Responses sent, in full or in part, by the class of their status.",
+           **{f"responses_{status}xx": f"{status}xx" for status in range(1, 6)}),
+        one("sent_bytes_total", "bytes_sent", "Bytes of responses sent, headers included, what TLS adds not."),
+        by("result", "memo_lookups_total", "Requests looked up by their bytes. The third alike is a hit: not parsed.",
+           memo_hits="hit", memo_misses="miss"),
+        one("cold_reads_total", "cold", "Pieces of responses that were read from the disk before they were sent."),
+        one("archive_faults_total", "faults", "Responses cut off because the archive could not be read. Should be 0."),
+    ),
+    "Connections": (
+        by("state", "connections", "Open connections. Those that wait for room are in another state too.",
+           **{state: state for state in ("handshake", "idle", "reading", "sending", "closing", "waiting")}),
+        one("connections_accepted_total", "accepted", "Connections accepted, or passed by another process."),
+        one("connections_passed_total", "passed", "Of these, connections passed by another process (--passfd)."),
+        one("connections_reclaimed_total", "reclaimed", "Idle connections closed to make room for new ones."),
+        one("connections_timed_out_total", "timed_out", "Connections closed by a limit in time, --min-rate included."),
+        one("proxy_refused_total", "proxy_refused", "Connections closed because of their PROXY header."),
+        one("accept_errors_total", "accept_errors", "Failures to accept, for want of memory or descriptors."),
+        one("receive_retries_total", "no_buffers", "Receives that found all buffers taken, and were tried again."),
+        one("ring_overflows_total", "overflows", "Completions that the ring had no room for. Should be 0."),
+    ),
+    "TLS": (
+        Metric("handshakes_total", "TLS handshakes completed, by who encrypts then, and whether a session was resumed.",
+               {f"{kind}_{how}": {"kind": kind, "resumed": resumed} for kind in ("kernel", "userspace")
+                for how, resumed in (("full", "no"), ("resumed", "yes"))}),
+        one("handshakes_failed_total", "handshakes_failed", "TLS handshakes that failed."),
+        one("truncated_total", "truncated", "Connections that clients ended without TLS's close_notify."),
+    ),
+    "Access log": (
+        one("log_lines_total", "log_lines", "Lines written to the access log."),
+        one("log_lines_dropped_total", "log_dropped", "Lines dropped because the log took them too slowly, or not."),
+    ),
+    "Server": (
+        one("start_time_seconds", "started", "When the server began to serve, in seconds since 1970."),
+        one("ready", "ready", "1 while requests are served and no stop has been asked for, else 0."),
+        one("stopping", "stopping", "1 once the server has been told to stop, else 0."),
+        one("generation", "generation", "Which generation serves: 1 at first, and one more after each reload."),
+        by("result", "reloads_total", "Reloads, by whether the new generation took over.",
+           reloads="success", reloads_failed="failure"),
+        one("last_reload_success", "reload_success", "0 if the last reload failed, else 1."),
+        one("last_reload_time_seconds", "last_reload", "When the last reload was, in seconds since 1970, or 0."),
+        by("state", "workers", "Worker processes that serve, or that finish what they were sending before a reload.",
+           workers="serving", draining="draining"),
+        one("worker_restarts_total", "restarts", "Processes that have died and been replaced. Should be 0."),
+    ),
+}
+METRICS_OF_BOARD = [metric for metrics in METRICS.values() for metric in metrics]
+OF_SITE = {"site": "host"}
+ARCHIVES = (
+    Metric("archive_info", "Always 1, for each archive: its host (none: any other), path and identity.",
+           {"one": OF_SITE | {"path": "path", "etag": "etag"}}),
+    Metric("archive_files", "Files in the archive that are served.", {"files": OF_SITE}),
+    Metric("archive_bytes", "Bytes of these files.", {"bytes": OF_SITE}),
+    Metric("archive_size_bytes", "Bytes of the tar.", {"size": OF_SITE}),
+    Metric("archive_mtime_seconds", "When the tar was written, in seconds since 1970.", {"mtime": OF_SITE}),
+)
+INFO = Metric("info", "Always 1: the version, and where TLS is done.", {"one": {"version": "version", "tls": "tls"}})
+
+STYLE = """
+:root { color-scheme: light dark; font: 16px/1.4 system-ui, sans-serif; }
+body { max-width: 72rem; margin: auto; padding: 0 1rem 1rem; }
+h1, h2 { font-size: 1.1rem; margin: 0; padding: 1rem 0 .3rem; }
+.state { padding: .5rem .8rem; border-left: .4rem solid #2a2; background: #8882; overflow-wrap: anywhere; }
+.bad { border-color: #d33; }
+.wide { overflow-x: auto; }
+.groups { columns: 20rem; column-gap: 2rem; }
+section { break-inside: avoid; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: .1rem .8rem .1rem 0; border-top: 1px solid #8884; }
+th { font-weight: normal; }
+td { font-variant-numeric: tabular-nums; }
+.wide td { white-space: nowrap; }
+.groups td { text-align: right; padding-right: 0; }
+"""
+STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest())
+PAGE_FIELDS = (b"Content-Security-Policy: default-src 'none'; style-src 'sha256-%b'; base-uri 'none'; "
+               b"form-action 'none'; frame-ancestors 'none'\r\n" % STYLE_HASH)
+
+
+class StatusResponder(Responder):
+    """Answers with what is on the Board at that moment."""
+
+    def __init__(self, board: Board):
+        self.board = board
+        self.about: dict = {}           # the description, as it could be read last
+
+    def reply(self, request):
+        """The Reply for a Request."""
+        method, path, _, connection, _, _ = request
+        if method not in (b"GET", b"HEAD"):
+            return self.error(405, "this can be read, and nothing else", connection, method,
+                              NO_STORE + b"Allow: GET, HEAD\r\n")
+        if path == b"/healthz":
+            return answer(request, 200, TEXT, "ok\n")
+        if path == b"/readyz":
+            hindrance = why_not_ready(self.board.server())
+            return answer(request, 503 if hindrance else 200, TEXT, f"{hindrance or 'ready'}\n")
+        if path == b"/metrics":
+            return answer(request, 200, EXPOSITION, exposition(*self.look()))
+        if path == b"/":
+            return answer(request, 200, PAGE, page(time.time(), *self.look()), PAGE_FIELDS)
+        return self.error(404, "", connection, method, NO_STORE)
+
+    def look(self):
+        """(numbers, description) of now."""
+        with contextlib.suppress(ValueError):       # it is being written
+            self.about = json.loads(self.board.description())
+        success = {"reload_success": int(not self.about.get("error"))}
+        return self.board.totals() | self.board.server() | success, self.about
+
+
+def answer(request, status, media_type, text, extra=b""):
+    body = text.encode(errors="replace")            # a path need not be UTF-8
+    head = b"".join((b"Content-Type: %b\r\nContent-Length: %d\r\n" % (media_type, len(body)), NO_STORE, extra,
+                     b"X-Content-Type-Options: nosniff\r\n", connection_field(request.connection), b"\r\n"))
+    return Reply(status, head, () if request.method == b"HEAD" else (body,), request.connection == b"close")
+
+
+def why_not_ready(numbers):
+    """In a word or two; "" where it is ready."""
+    if numbers["stopping"]:
+        return "stopping"
+    if not numbers["started"]:
+        return "starting"
+    return "" if numbers["ready"] and numbers["workers"] else "no worker"
+
+
+# --- for Prometheus
+
+def series(metric, numbers, about):
+    """(labels, value) of all that a metric shows."""
+    if metric in METRICS_OF_BOARD:
+        yield from ((labels, numbers[name]) for name, labels in metric.numbers.items())
+        return
+    for thing in about.get("sites", ()) if metric in ARCHIVES else (about,):
+        for name, labels in metric.numbers.items():
+            yield {label: thing.get(key, "") for label, key in labels.items()}, thing.get(name, 1)
+
+
+def exposition(numbers, about):
+    """All metrics in the text format."""
+    lines: list[str] = []
+    for metric in (*METRICS_OF_BOARD, *ARCHIVES, INFO):
+        lines += f"# HELP tarweb_{metric.name} {metric.help}", f"# TYPE tarweb_{metric.name} {metric.kind}"
+        for labels, value in series(metric, numbers, about):
+            pairs = ",".join(f'{label}="{escape(text)}"' for label, text in labels.items())
+            lines.append(f"tarweb_{metric.name}{{{pairs}}} {value}" if pairs else f"tarweb_{metric.name} {value}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def escape(text):
+    return text.replace("\\", r"\\").replace('"', r'\"').replace("\n", r"\n")
+
+
+# --- for people
+
+def page(now, numbers, about):
+    """HTML that needs nothing else, and asks again by itself."""
+    hindrance, error = why_not_ready(numbers), about.get("error")
+    state = f"not ready: {hindrance}" if hindrance else "ready"
+    failure = f"; the last reload failed: {error}" if error else ""
+    sites = [[site["host"] or "any", site["path"], site["etag"], f"{site['files']:,}", f"{site['bytes']:,}",
+              date(site["mtime"])] for site in about.get("sites", ())]
+    groups = "".join(f"<section>\n<h2>{title}</h2>\n{table(rows(metrics, numbers))}</section>\n"
+                     for title, metrics in METRICS.items() if title != "TLS" or about.get("tls"))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="refresh" content="{REFRESH}">
+<title>tarweb: {html.escape(state)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>tarweb {html.escape(about.get("version", ""))}</h1>
+<p class="state{' bad' * bool(hindrance or error)}">{html.escape(state + failure)}</p>
+<p>{html.escape(summary(now, numbers, about))}</p>
+<h2>Archives</h2>
+<div class="wide">
+{table(sites, ["host", "path", "identity", "files", "bytes", "changed"])}</div>
+<div class="groups">
+{groups}</div>
+</body>
+</html>
+"""
+
+
+def summary(now, numbers, about):
+    hits = numbers["memo_hits"]
+    share = 100 * hits / max(1, hits + numbers["memo_misses"])
+    uptime = timedelta(seconds=max(0, int(now) - numbers["started"])) if numbers["started"] else "0"
+    return (f"Up {uptime}; generation {numbers['generation']}; {numbers['reloads']} reloads and "
+            f"{numbers['reloads_failed']} failed ones. Memo hits: {share:.1f} %. TLS: {about.get('tls') or 'none'}. "
+            f"Listens on {', '.join(about.get('listeners', ()))}.")
+
+
+def rows(metrics, numbers):
+    """[what, how many] for each number of these metrics."""
+    for metric in metrics:
+        words = metric.name.removesuffix("_total").removesuffix("_seconds").replace("_", " ")
+        for labels, value in series(metric, numbers, {}):
+            label = ", ".join(labels.values() if len(labels) == 1 else map(" ".join, labels.items()))
+            yield [f"{words}: {label}" if label else words,
+                   date(value) if metric.name.endswith("time_seconds") else f"{value:,}"]
+
+
+def table(lines, heads=()):
+    """Of rows of texts, the first of which says what the row is about."""
+    top = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
+    body = "".join(f'<tr><th scope="row">{html.escape(what)}</th>' + "".join(
+        f"<td>{html.escape(text)}</td>" for text in texts) + "</tr>\n" for what, *texts in lines)
+    return f"<table>\n{f'<tr>{top}</tr>{chr(10)}' if top else ''}{body}</table>\n"
+
+
+def date(seconds):
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC" if seconds else "never"

@@ -7,13 +7,17 @@ Linux will do. The system calls go through liburing where it is installed, else 
 import ctypes
 import mmap
 import os
+import re
+import socket
 import struct
+import sys
 
 # <linux/io_uring.h> enum io_uring_op
-OP_SENDMSG, OP_RECVMSG, OP_TIMEOUT, OP_ACCEPT, OP_ASYNC_CANCEL = 9, 10, 11, 13, 14
-OP_CLOSE, OP_READ, OP_SEND, OP_RECV, OP_SHUTDOWN, OP_URING_CMD = 19, 22, 26, 27, 34, 46
-NEEDED = {"SENDMSG": OP_SENDMSG, "TIMEOUT": OP_TIMEOUT, "ACCEPT": OP_ACCEPT, "ASYNC_CANCEL": OP_ASYNC_CANCEL,
-          "CLOSE": OP_CLOSE, "READ": OP_READ, "SEND": OP_SEND, "RECV": OP_RECV, "SHUTDOWN": OP_SHUTDOWN}
+OP_POLL_ADD, OP_SENDMSG, OP_RECVMSG, OP_TIMEOUT, OP_ACCEPT, OP_ASYNC_CANCEL = 6, 9, 10, 11, 13, 14
+OP_CLOSE, OP_READ, OP_WRITE, OP_MADVISE, OP_SEND, OP_RECV, OP_SHUTDOWN, OP_URING_CMD = 19, 22, 23, 25, 26, 27, 34, 46
+NEEDED = {"POLL_ADD": OP_POLL_ADD, "SENDMSG": OP_SENDMSG, "RECVMSG": OP_RECVMSG, "TIMEOUT": OP_TIMEOUT,
+          "ACCEPT": OP_ACCEPT, "ASYNC_CANCEL": OP_ASYNC_CANCEL, "CLOSE": OP_CLOSE, "READ": OP_READ, "WRITE": OP_WRITE,
+          "MADVISE": OP_MADVISE, "SEND": OP_SEND, "RECV": OP_RECV, "SHUTDOWN": OP_SHUTDOWN}
 
 # sqe.flags, sqe.ioprio, cqe.flags
 LINK, BUFFER_SELECT, CQE_SKIP_SUCCESS = 1 << 2, 1 << 5, 1 << 6
@@ -30,10 +34,13 @@ SQ_NEED_WAKEUP, SQ_CQ_OVERFLOW = 1 << 0, 1 << 1
 REGISTER_PROBE, REGISTER_PBUF_RING = 8, 22
 
 # <linux/socket.h>. WAITALL: the kernel itself goes on with a send that found too little room.
-MSG_DONTWAIT, MSG_WAITALL, MSG_NOSIGNAL = 0x40, 0x100, 0x4000
+MSG_TRUNC, MSG_CTRUNC, MSG_DONTWAIT, MSG_WAITALL, MSG_NOSIGNAL = 0x20, 0x08, 0x40, 0x100, 0x4000
+MSG_CMSG_CLOEXEC = 0x40000000
 SEND_FLAGS = MSG_WAITALL | MSG_NOSIGNAL
 LAST_WORDS = MSG_DONTWAIT | MSG_NOSIGNAL        # for what is not worth waiting for
-SHUT_RD, SHUT_WR = 0, 1
+SHUT_WR = 1
+# <poll.h>; poll32_events has its halves swapped where byte order is the other one
+POLLIN, POLLOUT = (1, 4) if sys.byteorder == "little" else (1 << 16, 4 << 16)
 SOCKET_URING_OP_SETSOCKOPT = 3                  # enum io_uring_socket_op, Linux 6.7
 
 MAX_CQ_ENTRIES = 65536
@@ -108,6 +115,8 @@ assert (SQE.size, SQE_CANCEL.size, SQE_SOCKOPT.size, CQE.size, MSGHDR.size, IOVE
 libc = ctypes.PyDLL(None)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
@@ -211,12 +220,52 @@ def map_file(fd, length):
     return address
 
 
-MADV_POPULATE_READ = 22         # <asm-generic/mman-common.h>, Linux 5.14
+def hide(address, length):
+    """Let there be nothing at these pages of a mapping: who reads them, gets EFAULT or SIGBUS, no zeros."""
+    libc.mmap(address, length, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED, -1, 0)
+
+
+def unmap_file(address, length):
+    if length:
+        libc.munmap(address, length)
+
+
+def map_huge(fd, length, bits):
+    """The address of a copy of a file's `length` bytes in huge pages of 2**`bits` bytes. Raises OSError."""
+    page = 1 << bits
+    address = libc.mmap(None, -(-length // page) * page, mmap.PROT_READ | mmap.PROT_WRITE,
+                        mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_HUGETLB | bits << MAP_HUGE_SHIFT, -1, 0)
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(f"there are not enough free huge pages of {page} bytes for {length} bytes")
+    memory, done = (ctypes.c_char * length).from_address(address), 0
+    while done < length:
+        read = os.preadv(fd, [memoryview(memory)[done:done + (1 << 30)]], done)
+        if not read:
+            raise OSError("the archive was cut short while it was read")
+        done += read
+    return address
+
+
+MAP_FIXED, MAP_HUGETLB, MAP_HUGE_SHIFT = 0x10, 0x40000, 26      # <asm-generic/mman.h>, <linux/mman.h>
+MADV_POPULATE_READ = 22                         # <asm-generic/mman-common.h>, Linux 5.14
 
 
 def populate(address, length):
     """Bring a mapping's pages in now, so that no request waits for a page fault. True if it was done."""
     return libc.madvise(address, length, MADV_POPULATE_READ) == 0
+
+
+def lock_program():
+    """Keep the interpreter and its libraries in memory, as far as the limit of locked memory allows (mlock(2)).
+
+    Where archives do not fit into memory, their pages push out what they can, and these would be missed the most.
+    """
+    with open("/proc/self/maps") as file:
+        for line in file:
+            bounds, _, _, _, inode, *path = line.split()
+            if inode != "0" and path and re.search(r"/python3|\.so\b", path[0]):
+                start, end = (int(bound, 16) for bound in bounds.split("-"))
+                libc.mlock(start, end - start)
 
 
 def message_size(segments):
@@ -235,3 +284,48 @@ def read_message(memory):
     """The segments that `write_message` wrote."""
     count = MSGHDR.unpack_from(memory)[3]
     return [IOVEC.unpack_from(memory, MSGHDR.size + IOVEC.size * i) for i in range(count)]
+
+
+# --- files, sockets and processes
+
+IN_MODIFY = 2                                   # <sys/inotify.h>
+IN_NONBLOCK, IN_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
+
+
+def open_inotify():
+    """A descriptor that can be read when a file has been written to that `report_writes` was called for (inotify(7)).
+
+    -1 where there cannot be another one.
+    """
+    return libc.inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
+
+
+def report_writes(inotify, fd):
+    libc.inotify_add_watch(inotify, b"/proc/self/fd/%d" % fd, IN_MODIFY)
+
+
+SOCKADDR = ctypes.create_string_buffer(128)     # struct sockaddr_storage
+SOCKADDR_SIZE = ctypes.c_uint32()
+MAPPED = bytes(10) + b"\xff\xff"                # in front of an IPv4 address in IPv6 (RFC 4291 section 2.5.5.2)
+PR_SET_PDEATHSIG = 1                            # <linux/prctl.h>
+
+
+def peer_address(fd):
+    """Who is connected to socket `fd` (getpeername(2)), as text: b"192.0.2.1"; b"" where it is no internet address."""
+    SOCKADDR_SIZE.value = len(SOCKADDR)
+    if libc.getpeername(fd, SOCKADDR, ctypes.byref(SOCKADDR_SIZE)):
+        return b""
+    raw = SOCKADDR.raw
+    family = int.from_bytes(raw[:2], sys.byteorder)
+    if family == socket.AF_INET:
+        return socket.inet_ntop(family, raw[4:8]).encode()
+    if family != socket.AF_INET6:
+        return b""
+    if raw.startswith(MAPPED, 8):
+        return socket.inet_ntop(socket.AF_INET, raw[20:24]).encode()
+    return socket.inet_ntop(family, raw[8:24]).encode()
+
+
+def die_with_parent(number):
+    """Have the kernel send us signal `number` when the parent process ends (prctl(2))."""
+    libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)

@@ -7,11 +7,13 @@
 """
 
 import base64
+import bisect
 import codecs
 import hashlib
+import mmap
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -34,7 +36,7 @@ PATH_SAFE = "/!$&'()*+,;=:@-._~"
 
 class Representation(NamedTuple):
     """One stored byte sequence that may be sent (RFC 9110 section 3.2)."""
-    offset: int             # of its first byte in the tar
+    offset: int             # of its first byte from where the archive's `address` counts
     length: int
     mtime: int              # seconds since the epoch, never in the future (RFC 9110 section 8.8.2.1)
     coding: str             # content coding; "" for the plain file
@@ -59,14 +61,20 @@ Index = dict[bytes, Resource | Redirect]
 class Archive:
     """A tar open for serving.
 
-    path, fd, size: of the tar. files, bytes: regular files served and the sum of their lengths, each counted once
-    however many links lead to it. notes: sentences for the operator on what is not served, and why.
+    path, fd, size: of the tar. address: of its first byte, where it is in memory; what the index says counts from
+    there. lazy: whether it is in memory in part only. files, bytes: regular files served and the sum of their lengths,
+    each counted once however many links lead to it. notes: sentences for the operator on what is not served, and why.
     """
 
-    def __init__(self, path: str, fd: int, size: int):
+    def __init__(self, path: str, fd: int, size: int, address: int = 0):
         self.path = path
         self.fd = fd
         self.size = size
+        self.address = address
+        self.lazy = False
+        self.copied = False                 # whether memory at `address` is a copy, which nothing can happen to
+        self.identity: tuple | None = None  # of the file, for whoever looks whether it has changed
+        self.digest = ""                    # of all names and entity tags: equal for equal archives
         self.files = 0
         self.bytes = 0
         self.notes: list[str] = []
@@ -78,17 +86,82 @@ class Archive:
 
     def read(self, rep: Representation) -> bytes:
         """All bytes of a Representation; for start-up, or for what is small. Raises ArchiveError."""
-        return b"".join(chunks(self.fd, self.path, rep.offset, rep.length))
+        return b"".join(chunks(self.fd, self.path, rep.offset - self.address, rep.length))
 
     def close(self) -> None:
         os.close(self.fd)
 
 
-def open_archive(path: str, prefix: str = "", etags: bool = True) -> Archive:
-    """Index the tar at `path`; `prefix` is taken off the names that begin with it. Raises ArchiveError."""
+class Layers:
+    """An archive, and before it those that stood in its place: they still answer for paths that it lacks."""
+
+    def __init__(self, archives: list[Archive]):
+        self.archives = archives            # the newest first
+
+    def find(self, path: bytes) -> Resource | Redirect | None:
+        for archive in self.archives:
+            if (found := archive.find(path)) is not None:
+                return found
+        return None
+
+
+WHOLE_CHECK = 64 * 1024     # bytes: of more it is not asked whether all are in memory
+
+
+class Library:
+    """All archives of a process, by where they are in memory."""
+
+    def __init__(self, archives: Iterable[Archive]):
+        self.archives = sorted(archives, key=lambda archive: archive.address)
+        self.addresses = [archive.address for archive in self.archives]
+        self.lazy = any(archive.lazy for archive in self.archives)
+
+    def at(self, address: int) -> Archive | None:
+        """The archive that has its contents at `address`."""
+        i = bisect.bisect(self.addresses, address) - 1
+        archive = self.archives[i] if i >= 0 else None
+        return archive if archive and address < archive.address + archive.size else None
+
+    def file_at(self, address: int) -> Archive | None:
+        """The archive whose file has to be read for what is at `address`; None where it is memory of our own."""
+        archive = self.at(address)
+        return archive if archive and not archive.copied else None
+
+    def is_lazy(self, spans) -> bool:
+        """Whether one of `spans`, of a Reply, is in an archive that is in memory in part only."""
+        return any(not isinstance(span, bytes) and (archive := self.at(span[0])) and archive.lazy for span in spans)
+
+    def cold(self, spans) -> list[tuple[int, int]]:
+        """Those of `spans` ((address, length)) that a disk may have to be read for, whole pages each."""
+        found = []
+        for address, length in spans:
+            archive = self.at(address)
+            if archive and archive.lazy and not in_memory(archive.fd, address - archive.address, length):
+                start = address & -mmap.PAGESIZE
+                found.append((start, address + length - start))
+        return found
+
+
+def in_memory(fd: int, offset: int, length: int) -> bool:
+    """Whether these bytes of a file can be had without waiting for a disk; False where that is not known."""
+    if length > WHOLE_CHECK:
+        return False
+    try:
+        return os.preadv(fd, [bytearray(length)], offset, os.RWF_NOWAIT) == length
+    except OSError:
+        return False
+
+
+def open_archive(path: str, prefix: str = "", etags: bool = True,
+                 place: Callable[[int, int], int] = lambda fd, size: 0) -> Archive:
+    """Index the tar at `path`; `prefix` is taken off the names that begin with it. Raises ArchiveError.
+
+    `place(fd, size)` brings it into memory, and gives its address.
+    """
     fd, size = open_file(path)
     archive = Archive(path, fd, size)
     try:
+        archive.address = place(fd, size)
         _fill(archive, prefix, etags)
     except BaseException:
         archive.close()
@@ -102,9 +175,12 @@ def _fill(archive: Archive, prefix: str, etags: bool) -> None:
         tree.add(member)
     paths = tree.paths(normal_prefix(prefix))
     found = contents(archive.fd, archive.path, paths) if etags else {}
-    archive._index = resources(paths, found)
+    archive._index = resources(paths, found, archive.address)
     lengths = {stored.offset: stored.length for stored in paths.values()}
     archive.files, archive.bytes = len(lengths), sum(lengths.values())
+    archive.digest = hashlib.sha256(b"".join(
+        b"%b\0%d\0%b\0" % (path, stored.length, found.get(stored.offset, UNREAD).etag)
+        for path, stored in paths.items())).hexdigest()[:16]
     archive.notes = tree.notes()
     if not paths:
         archive.notes.append(f"{archive.path} holds no file that can be served: every request gets 404")
@@ -203,27 +279,28 @@ class Utf8:
 
 # --- Resources
 
-def resources(paths: dict[bytes, Stored], found: dict[int, Content]) -> Index:
-    """What each path stands for. `found` is empty when etags are off."""
+def resources(paths: dict[bytes, Stored], found: dict[int, Content], address: int = 0) -> Index:
+    """What each path stands for, in an archive at `address`. `found` is empty when etags are off."""
     index: Index = {}
-    for path, stored in paths.items():
-        content = found.get(stored.offset, UNREAD)
+    for path, (offset, length, mtime) in paths.items():
+        content = found.get(offset, UNREAD)
         kind = media_type(path)
-        plain = Representation(*stored, "", kind.utf8 if content.utf8 else kind.value, content.etag)
-        index[path] = Resource(plain, _variants(path, plain, paths, found))
+        plain = Representation(address + offset, length, mtime, "", kind.utf8 if content.utf8 else kind.value,
+                               content.etag)
+        index[path] = Resource(plain, _variants(path, plain, paths, found, address))
     _add_directories(index)
     return index
 
 
 def _variants(path: bytes, plain: Representation, paths: dict[bytes, Stored],
-              found: dict[int, Content]) -> tuple[Representation, ...]:
+              found: dict[int, Content], address: int) -> tuple[Representation, ...]:
     """The siblings of `path` that hold it in a content coding; of two in the same coding the smaller one."""
     siblings = [(paths[path + suffix], coding) for suffix, coding in CODINGS if path + suffix in paths]
     best: dict[str, Representation] = {}
-    for stored, coding in sorted(siblings, key=lambda sibling: sibling[0].length):
-        if stored.length:                       # nothing at all is no valid stream in any of the codings
-            etag = found.get(stored.offset, UNREAD).etag
-            best.setdefault(coding, Representation(*stored, coding, plain.media_type, etag))
+    for (offset, length, mtime), coding in sorted(siblings, key=lambda sibling: sibling[0].length):
+        if length:                              # nothing at all is no valid stream in any of the codings
+            etag = found.get(offset, UNREAD).etag
+            best.setdefault(coding, Representation(address + offset, length, mtime, coding, plain.media_type, etag))
     return tuple(best.values())
 
 

@@ -15,67 +15,51 @@ Facts about slots
 
 import errno
 import logging
-import struct
-import time
-
 import http1
-from abi import CQE_BUFFER, CQE_BUFFER_SHIFT, CQE_MORE, OP_SENDMSG, SEND_FLAGS, SHUT_RD, SHUT_WR, SQE
+from abi import (
+    CQE_BUFFER, CQE_BUFFER_SHIFT, CQE_MORE, CQE_SKIP_SUCCESS, LINK, MADV_POPULATE_READ, MSG_WAITALL, OP_SENDMSG,
+    POLLOUT, SHUT_WR, SQE,
+)
+from door import ACCEPT, CANCEL, CLOSE, SEND, SHUTDOWN, SLOT
+from life import DAMAGE, FRESH, LOG, SIGNAL, TICK, Life
 from plan import PIECE
 from reply import Reply
 from state import (
-    ACCEPTED, BODY, BODY_AHEAD, BYTES, CLOSING, CONTINUE, END, ENDED, FREE, HEAD, IDLE, INTERIM, LAST, LINGER,
-    REQUEST, RESPONSE, SENT, Connection, IdleConnections, Site,
+    BODY, BODY_AHEAD, BYTES, CLOSING, CONTINUE, END, ENDED, HEAD, IDLE, INTERIM, LAST, LINGER, PREFACE, REQUEST,
+    RESPONSE, SENT,
 )
 
 log = logging.getLogger("tarweb")
 
 MAX_PENDING = 32 * 1024     # bytes received and not yet answered; above that nothing more is read from the connection
-BACKLOG = 511               # connections that wait in the kernel to be accepted: as in nginx
-RESERVE = 2 * BACKLOG       # a multishot accept may take this many connections before a cancel reaches it
 LINGER_SECONDS = 10         # how long a client that may still be sending is listened to after its last response
 LINGER_SIZE = 64 * 1024     # a response of more bytes may still be on its way when the kernel has taken it
 SEND_GRACE = 10             # seconds that any send may take, whatever the rate floor says
 PASSING = (errno.ENOBUFS, errno.ECANCELED, errno.EINTR, errno.EAGAIN)     # reasons for a receive to be armed again
 
-# Tags: the operation in bits 24-31, the descriptor in bits 0-23. A receive's tag is its slot alone.
-RECV, SEND, ACCEPT, SHUTDOWN, CANCEL, CLOSE, TICK, SIGNAL = (operation << 24 for operation in range(8))
-SLOT = (1 << 24) - 1
-GENERATIONS = (1 << 31) - 1
 
+class Worker(Life):
+    """Serves `site`, whose contents are in the archives of `library`, until told to stop."""
 
-class Worker:
-    """Serves `responder`'s archive on `listeners` until told to stop, in descriptors below `slots`."""
-
-    def __init__(self, ring, responder, planner, limits, listeners, signals, slots):
-        self.ring = ring
-        self.site = Site(responder, planner)
+    def __init__(self, site, library, **more):
+        super().__init__(**more)
+        self.site, self.library = site, library
         self.sites = [self.site]
-        self.limits = limits
-        self.connections = [Connection(slot) for slot in range(slots)]
-        self.live = 0
-        self.parked = []                            # accepted beyond the limit: not read from until there is room
-        self.listeners = dict.fromkeys(listeners)   # descriptor -> "multishot", "single" or None, as armed
-        self.signals = signals                      # the pipe that a byte comes through for each signal
-        self.signal_byte = bytearray(1)
-        self.timespec = bytearray(16)
-        self.now = int(time.monotonic())
-        self.idle = IdleConnections(self.connections)
-        self.stop_at = None                         # tick by which to end, once told to
         self.stale = 0                              # completions of an earlier generation
-        self.faults = 0                             # sends that failed because the archive's pages are gone
 
     # the loop
 
     def run(self):
         """Serve until told to stop and all is sent, or the time for that is over."""
-        ring, connections = self.ring, self.connections
-        known = self.site.planner.by_request.get
+        ring, connections, counts, access_log = self.ring, self.connections, self.counts, self.access_log
+        site, known, told = self.site, self.site.planner.by_request.get, self.site.planner.lines.get
+        lines: list = access_log.lines if access_log is not None else []
         pool, buffer_size, buffer_order, buffer_mask = ring.pool, ring.buffer_size, ring.order, ring.buffer_mask
         sqes, sqe_mask, write_sqe = ring.sqes, ring.mask, SQE.pack_into
         responding, idle = IDLE[REQUEST], RESPONSE[SENT]
         self.begin()
         while self.stop_at is None or (self.live or self.listeners) and self.now < self.stop_at:
-            now = self.now
+            now, hits, sent = self.now, 0, 0
             for tag, generation, result, flags in ring.wait():
                 if tag < SEND:              # RECV
                     connection = connections[tag]
@@ -94,9 +78,9 @@ class Worker:
                     if connection.state is IDLE:
                         plan = known(data)
                         if plan is not None:
-                            connection.state = responding
-                            connection.since = now
-                            connection.plan = plan
+                            connection.state, connection.since = responding, now
+                            connection.plan, connection.head = plan, data
+                            hits += 1
                             if ring.tail == ring.room:
                                 ring.flush()
                             write_sqe(sqes, (ring.tail & sqe_mask) << 6, OP_SENDMSG, 0, 0, tag, 0,
@@ -111,19 +95,28 @@ class Worker:
                     connection = connections[tag - SEND]
                     if generation != connection.generation:
                         self.on_stale(flags)
-                    elif result == connection.plan.done and not connection.attention:
-                        connection.state = idle
-                        connection.since = now
+                        continue
+                    plan = connection.plan
+                    if result == plan.done and not connection.attention:
+                        connection.state, connection.since = idle, now
+                        plan.tally[0] += 1
+                        sent += result
+                        if access_log is not None:
+                            line = told(connection.head) if connection.site is site else None
+                            if line is None:
+                                self.note(connection, plan, result)
+                            else:
+                                lines += (connection.who, access_log.date, line)
                     else:
                         self.on_sent(connection, result)
                 else:
                     self.on_other(tag & ~SLOT, tag & SLOT, generation, result, flags)
+            counts.memo_hits += hits
+            counts.bytes_sent += sent
+            if access_log is not None and len(lines) > access_log.enough:
+                access_log.flush()
+        self.finish_log()
         ring.flush(ring.entries)        # the last goodbyes are armed, and have to be taken before the process ends
-
-    def begin(self):
-        self.ring.arm_read(SIGNAL, self.signals, self.signal_byte)
-        self.arm_tick()
-        self.watch_listeners()
 
     def on_stale(self, flags):
         """A completion of a former connection in this slot: see the facts above."""
@@ -137,82 +130,34 @@ class Worker:
         elif operation == TICK:
             self.on_tick()
         elif operation == SIGNAL:
-            self.on_signal()
+            self.on_signal(self.signal_byte[0])
+        elif operation == DAMAGE:
+            self.on_damage()
+        elif operation == LOG:
+            self.access_log.on_written(result)
         elif operation == SHUTDOWN:
             self.on_shutdown(slot)
         elif operation == CLOSE:
             log.error("slot %d cannot be closed: %s", slot, errno.errorcode.get(-result, result))
 
-    def move(self, connection, event):
-        """Where a connection changes state: here, and with the same words in `run`, `send` and `begin_body`."""
-        connection.state = connection.state[event]
-        connection.since = self.now
-
-    # accepting
-
-    def watch_listeners(self):
-        """Accept as far as there is room: multishot while there is plenty, one by one near the end of it.
-
-        When the table is full, one more is still taken if an idle connection can make room for it.
-        """
-        if self.stop_at is not None:
-            return
-        room = self.limits.max_connections - self.live
-        want = ("multishot" if room > RESERVE else
-                "single" if room > 0 or room == 0 and self.idle.longest(self.now) else None)
-        for slot, armed in self.listeners.items():
-            if armed is None and want:
-                self.ring.arm_accept(ACCEPT | slot, slot, want == "multishot")
-                self.listeners[slot] = want
-            elif armed and armed != want:
-                self.ring.arm_cancel(CANCEL, ACCEPT | slot, 0)
-
-    def on_accept(self, listener, result, flags):
-        if not flags & CQE_MORE and listener in self.listeners:
-            self.listeners[listener] = None
-        if result >= 0:
-            self.open(self.connections[result], listener)
-        elif self.stop_at is None and result not in (-errno.ECANCELED, -errno.ECONNABORTED, -errno.EINTR):
-            log.warning("accept: %s", errno.errorcode.get(-result, result))
-            return                          # no memory, or too many files in the system: the next tick tries again
-        if self.listeners.get(listener) is None or self.live > self.limits.max_connections - RESERVE:
-            self.watch_listeners()
-
-    def open(self, connection, listener):
-        """Begin to receive; but what comes when all are busy waits, as it would have in the kernel."""
-        self.live += 1
-        connection.generation = connection.generation + 1 & GENERATIONS
-        self.welcome(connection, listener)
-        if self.live > self.limits.max_connections and not self.reclaim():
-            self.parked.append(connection)
-        else:
-            self.receive(connection, multishot=False)
-
-    def welcome(self, connection, _listener):
-        """Begin with what a connection accepted on `listener` begins with: here, a request in plaintext."""
-        connection.site = self.site
-        connection.reads, connection.sends, connection.message_flags = RECV, SEND, SEND_FLAGS
-        self.move(connection, ACCEPTED)
-
-    def reclaim(self):
-        """End the longest idle connection; tell whether there was one."""
-        connection = self.idle.longest(self.now)
-        if connection:
-            self.end(connection)
-        return connection is not None
-
     # receiving
 
     def receive(self, connection, multishot=True):
-        """The first receive is not multishot: where a connection is for one request, none is left to cancel then."""
         connection.receiving = True
         self.ring.arm_recv(connection.reads | connection.slot, connection.generation, connection.slot, multishot)
+
+    def on_bytes(self, connection, data, flags):
+        """The first bytes of a connection, where it did not come without any."""
+        self.on_data(connection, data, flags)
 
     def on_data(self, connection, data, flags):
         """Bytes that are not, by themselves, a request known from before."""
         if not flags & CQE_MORE:
             connection.receiving = False
         state = connection.state
+        if state is PREFACE:
+            self.on_preface(connection, data)
+            return
         if state is IDLE:
             self.move(connection, BYTES)
             connection.pending = data
@@ -233,6 +178,7 @@ class Worker:
         if not flags & CQE_MORE:
             connection.receiving = False
         if -result in PASSING:
+            self.counts.no_buffers += result == -errno.ENOBUFS
             self.go_on(connection)
         elif result == 0 and (connection.state in (RESPONSE, INTERIM)
                               or connection.state is LINGER and connection.sending):
@@ -246,7 +192,7 @@ class Worker:
             self.free_if_ended(connection)
         elif not (connection.receiving or connection.at_end or len(connection.pending) > MAX_PENDING
                   or connection.state is RESPONSE and connection.plan.close):
-            self.receive(connection)
+            self.receive(connection, multishot=connection.state is not PREFACE)
 
     def cancel_receive(self, connection):
         self.ring.arm_cancel(CANCEL, connection.reads | connection.slot, connection.generation)
@@ -273,20 +219,25 @@ class Worker:
         pending = connection.pending
         if pending.startswith(b"\r\n"):    # RFC 9112 section 2.2: empty lines before a request are passed over
             pending = http1.skip_empty_lines(pending)
+        connection.head = pending
         end = http1.find_head(pending, connection.scanned)
         if end < 0:
             connection.pending, connection.scanned = pending, len(pending)
             return
         head, connection.pending, connection.scanned = pending[:end], pending[end:], 0
+        connection.head = head
         site = connection.site
         plan = site.planner.by_request.get(head)
+        self.counts.memo_hits += plan is not None
         if plan is None:
+            self.counts.memo_misses += 1
             request = http1.parse_head(head)
             if request.has_body:
                 self.begin_body(connection, request)
                 return
             plan = site.planner.plan(site.reply(request))
-            site.planner.remember(head, plan)
+            if not (plan.lazy and self.library.cold(plan.piece(0))):    # known requests are sent without a look
+                site.planner.remember(head, plan)
         self.send(connection, plan)
 
     def begin_body(self, connection, request):
@@ -323,16 +274,33 @@ class Worker:
         connection.since = self.now
         connection.plan = plan
         connection.attention = bool(connection.pending) or connection.at_end or connection.state is INTERIM
-        self.begin_sending(connection, plan)
+        self.send_piece(connection, plan)
 
-    def begin_sending(self, connection, plan):
-        self.ring.arm_sendmsg(SEND | connection.slot, connection.generation, connection.slot, plan.address,
-                              connection.message_flags)
-
-    def go_on_sending(self, connection, plan):
+    def send_piece(self, connection, plan):
+        """Send the first piece of a response, or the next one."""
+        flags = connection.message_flags
+        if plan.lazy and (cold := self.library.cold(plan.piece(connection.sent))):
+            self.warm(connection, cold)
+            flags &= ~MSG_WAITALL           # what waited in the kernel could have to be read from the disk again
+        if not connection.sent:
+            self.ring.arm_sendmsg(SEND | connection.slot, connection.generation, connection.slot, plan.address, flags)
+            return
         address, length = plan.locate(connection.sent)
-        self.ring.arm_send(SEND | connection.slot, connection.generation, connection.slot, address, length,
-                           connection.message_flags)
+        self.ring.arm_send(SEND | connection.slot, connection.generation, connection.slot, address, length, flags)
+
+    def warm(self, connection, spans):
+        """Have the send that is armed next wait, first for room, then for a kernel's worker to have brought `spans`
+        into memory: should a send meet pages that are not there, all connections would wait for the disk.
+
+        All of it is one chain: there is one completion, of the send, or of what it waited for in vain.
+        """
+        self.counts.cold += 1
+        ring, slot, generation, flags = self.ring, connection.slot, connection.generation, LINK | CQE_SKIP_SUCCESS
+        spans = spans[:ring.entries - 2]        # as go into one submission; the others are read while they are sent
+        ring.reserve(len(spans) + 2)
+        ring.arm_poll(SEND | slot, generation, slot, POLLOUT, flags)
+        for address, length in spans:
+            ring.arm_madvise(SEND | slot, generation, address, length, MADV_POPULATE_READ, flags)
 
     def on_sent(self, connection, result):
         """A send has completed, and it was not simply the whole of a response with nothing behind it."""
@@ -340,8 +308,9 @@ class Worker:
         connection.sent += max(result, 0)
         if result > 0 and connection.sent < plan.total and connection.state is not CLOSING:
             connection.since = self.now
-            self.go_on_sending(connection, plan)
+            self.send_piece(connection, plan)
             return
+        self.account(connection, plan, connection.sent)
         connection.sent = 0
         if connection.state is CLOSING:
             connection.sending = False
@@ -353,8 +322,8 @@ class Worker:
 
     def on_send_failure(self, connection, result):
         if result == -errno.EFAULT:
-            self.faults += 1
-            if self.faults == 1:
+            self.counts.faults += 1
+            if self.counts.faults == 1:
                 log.error("the archive has been truncated or cannot be read: responses from the lost part are cut off")
         self.end(connection, sending=False)
 
@@ -375,12 +344,12 @@ class Worker:
 
     def is_last(self, connection, plan):
         """Whether the connection ends with the response that is being sent."""
-        return plan.close or (connection.at_end or self.stop_at is not None) and not connection.pending
+        return plan.close or (connection.at_end or self.stopping) and not connection.pending
 
     def finish(self, connection, linger=False):
         """After the last response. Closing at once would reset the connection if the client were still sending,
         and the reset could overtake the response (RFC 9112 section 9.6): then close our side and listen on."""
-        on_its_way = connection.plan.total > LINGER_SIZE and self.stop_at is None
+        on_its_way = connection.plan.total > LINGER_SIZE and not self.stopping
         if not linger and (connection.at_end or not (connection.unread or connection.pending or on_its_way)):
             self.end(connection, sending=False)
             return
@@ -394,12 +363,9 @@ class Worker:
         self.ring.arm_shutdown(SHUTDOWN | connection.slot, connection.generation, connection.slot, SHUT_WR)
 
     def on_shutdown(self, slot):
-        if slot in self.listeners:
-            del self.listeners[slot]
-        else:
-            connection = self.connections[slot]
-            connection.shutting = False
-            self.go_on(connection)
+        connection = self.connections[slot]
+        connection.shutting = False
+        self.go_on(connection)
 
     # ending
 
@@ -429,37 +395,12 @@ class Worker:
         self.move(connection, ENDED)
         self.ring.arm_close(CLOSE | connection.slot, connection.generation, connection.slot)
         self.let_go(connection)
-        self.live -= 1
-        if self.parked and self.live - len(self.parked) < self.limits.max_connections:
-            waiting = self.parked.pop(0)
-            waiting.since = self.now
-            self.receive(waiting, multishot=False)
-        elif None in self.listeners.values():
-            self.watch_listeners()
+        self.on_room()
 
     def let_go(self, connection):
         connection.forget()
 
-    # time and signals
-
-    def arm_tick(self):
-        """One completion at the next full second, when Date changes."""
-        rest = 1_000_000_000 - time.time_ns() % 1_000_000_000
-        struct.pack_into("=qq", self.timespec, 0, rest // 1_000_000_000, rest % 1_000_000_000)
-        self.ring.arm_timeout(TICK, self.timespec)
-
-    def on_tick(self):
-        self.arm_tick()
-        self.now = int(time.monotonic())
-        for site in self.sites:
-            site.planner.tick(time.time())
-        for connection in self.parked:
-            connection.since = self.now
-            self.reclaim()
-        for connection in self.connections:
-            if connection.state is not FREE and self.now - connection.since > self.patience(connection):
-                self.on_timeout(connection)
-        self.watch_listeners()
+    # time
 
     def patience(self, connection):
         """How many seconds the present wait of a connection may take."""
@@ -469,6 +410,8 @@ class Worker:
         if state is RESPONSE or state is INTERIM:
             size = min(PIECE, connection.plan.total - connection.sent)
             return SEND_GRACE + size // self.limits.min_rate
+        if self.stopping and state in (IDLE, PREFACE):
+            return FRESH
         return LINGER_SECONDS if state is LINGER else self.limits.header_timeout
 
     def on_timeout(self, connection):
@@ -476,19 +419,3 @@ class Worker:
             self.refuse(connection, http1.HttpError(408, "the request took too long"))
         elif connection.state is not CLOSING:
             self.end(connection)
-
-    def on_signal(self):
-        """Stop accepting, close what is idle, and let what is in flight end."""
-        self.ring.arm_read(SIGNAL, self.signals, self.signal_byte)
-        self.stop_at = self.now if self.stop_at is not None else self.now + self.limits.drain + 1
-        for site in self.sites:
-            site.close_all()
-        for slot in self.listeners:
-            self.ring.arm_shutdown(SHUTDOWN | slot, 0, slot, SHUT_RD)
-        parked, self.parked = self.parked, []
-        for connection in parked:
-            self.end(connection)
-        for connection in self.connections:
-            connection.attention = True         # or the loop would leave it idle after a response
-            if connection.state is IDLE:
-                self.end(connection)

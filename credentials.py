@@ -6,10 +6,12 @@ context, and OpenSSL takes the one that a client can verify.
 
 import contextlib
 import ctypes
+import hmac
+import secrets
 
 from openssl import (
     CTRL_CHAIN_CERT, CTRL_GROUPS_LIST, CTRL_MIN_PROTO_VERSION, CTRL_MODE, CTRL_SERVERNAME_CALLBACK,
-    CTRL_SESS_CACHE_MODE, GEN_DNS, MODE_RELEASE_BUFFERS, NID_SUBJECT_ALT_NAME, OP_NO_COMPRESSION,
+    CTRL_SESS_CACHE_MODE, CTRL_TICKET_KEYS, GEN_DNS, MODE_RELEASE_BUFFERS, NID_SUBJECT_ALT_NAME, OP_NO_COMPRESSION,
     OP_NO_RENEGOTIATION, SESS_CACHE_OFF, TLSEXT_ALERT_FATAL, TLSEXT_NOACK, TLSEXT_OK, AlpnCallback, KeylogCallback,
     PasswordCallback, ServernameCallback, wipe,
 )
@@ -23,34 +25,104 @@ PROTOCOLS = b"http/1.1", b"http/1.0"                                        # RF
 SESSION_ID_CONTEXT = b"tarweb"
 NO_MORE = "no start line"   # what OpenSSL says of a file in which it finds nothing that it is looking for
 LARGEST_FILE = 1 << 20      # bytes of a PEM file: a chain is a few KiB
+TICKET_PERIOD = 12 * 3600   # seconds that session tickets are sealed with the same keys
+TICKET_KEYS = 80            # bytes of them
 
 
 class CredentialsError(Exception):
     """A certificate or key cannot be used; the text names the file and says what to do."""
 
 
+class TicketKeys:
+    """The keys that session tickets are sealed with: the same in all processes, and others every TICKET_PERIOD.
+
+    Each follows from a secret, and each secret from the one before, which is forgotten: whoever takes a process over
+    cannot read what was resumed in earlier periods. Processes go on by the clock, so nobody has to tell the others.
+    """
+
+    def __init__(self, now, secret=None):
+        self.secret = secret or secrets.token_bytes(32)
+        self.period = int(now) // TICKET_PERIOD
+
+    def advance(self, now):
+        """Go on to the period of `now` (seconds since the epoch); tell whether that is another one."""
+        before = self.period
+        while self.period < int(now) // TICKET_PERIOD:
+            self.secret = hmac.digest(self.secret, b"next", "sha256")
+            self.period += 1
+        return self.period != before
+
+    def keys(self):
+        """TICKET_KEYS bytes as SSL_CTX_set_tlsext_ticket_keys(3) takes them: a name, keys for HMAC and AES."""
+        return b"".join(hmac.digest(self.secret, b"keys %d" % i, "sha256") for i in range(3))[:TICKET_KEYS]
+
+
+class Callbacks:
+    """What OpenSSL calls: made once, before any process is forked, and passed on to the `current` Credentials.
+
+    Memory for callbacks may be shared by parent and children (libffi, where memory that is writable must not be
+    executable, as with systemd's MemoryDenyWriteExecute=yes or SELinux): whoever made some after a fork would spoil
+    those of others.
+    """
+
+    current: "Credentials"
+
+    def __init__(self):
+        self.encrypted = False          # whether a password has been asked for
+        self.alpn = AlpnCallback(lambda *arguments: self.current.select_protocol(*arguments))
+        self.servername = ServernameCallback(lambda *arguments: self.current.select_host(*arguments))
+        self.keylog = KeylogCallback(lambda _, line: self.current.on_secret(line))
+        self.password = PasswordCallback(self.no_password)
+
+    def no_password(self, *_):
+        """An encrypted key cannot be read, and nothing is asked on the terminal."""
+        self.encrypted = True
+        return -1
+
+
 class Credentials:
     """The contexts for (certificate file, key file) pairs, the first of which is for clients that name no other host.
 
     `context` is what new connections start from. `on_secret(address of a key log line)` is called with each secret
-    where `log_secrets` was asked for. `warnings` are for the log. Raises CredentialsError.
+    where `log_secrets` was asked for. `tickets`: TicketKeys. `warnings` are for the log. Raises CredentialsError.
     """
 
-    def __init__(self, openssl, pairs, least_version, log_secrets=False):
-        self.openssl, self.least_version = openssl, least_version
+    def __init__(self, openssl, pairs, least_version, tickets, log_secrets=False, callbacks=None):
+        self.openssl, self.least_version, self.tickets = openssl, least_version, tickets
+        self.callbacks, self.log_secrets = callbacks or Callbacks(), log_secrets
+        self.contexts = []
         self.on_secret = lambda line: None
         self.warnings = []
         self.by_name = {}           # DNS name, perhaps "*.": context
         self.protocols = {name: ctypes.create_string_buffer(name) for name in PROTOCOLS}
-        self.callbacks = [AlpnCallback(self.select_protocol), ServernameCallback(self.select_host),
-                          KeylogCallback(lambda _, line: self.on_secret(line)) if log_secrets else None]
         contexts: dict = {}         # names: (context, the types of its keys)
-        for certificate_file, key_file in pairs:
-            self.load(contexts, certificate_file, key_file)
+        try:
+            for certificate_file, key_file in pairs:
+                self.load(contexts, certificate_file, key_file)
+        except BaseException:
+            self.close()
+            raise
+        self.use_tickets()
         self.context = next(iter(contexts.values()))[0]
         if len(contexts) > 1:
             for context, _ in contexts.values():
-                openssl.SSL_CTX_callback_ctrl(context, CTRL_SERVERNAME_CALLBACK, self.callbacks[1])
+                openssl.SSL_CTX_callback_ctrl(context, CTRL_SERVERNAME_CALLBACK, self.callbacks.servername)
+
+    def close(self):
+        for context in self.contexts:
+            self.openssl.SSL_CTX_free(context)
+        self.contexts = []
+
+    def renew_tickets(self, now):
+        """Once in a while, with the time in seconds since the epoch."""
+        if self.tickets.advance(now):
+            self.use_tickets()
+
+    def use_tickets(self):
+        keys = ctypes.create_string_buffer(self.tickets.keys(), TICKET_KEYS)
+        for context in self.contexts:
+            self.openssl.check(self.openssl.SSL_CTX_ctrl(context, CTRL_TICKET_KEYS, TICKET_KEYS, keys), "ticket keys")
+        wipe(keys)
 
     # one context
 
@@ -84,6 +156,7 @@ class Credentials:
     def make_context(self):
         openssl = self.openssl
         context = openssl.check(openssl.SSL_CTX_new(openssl.TLS_server_method()), "SSL_CTX_new")
+        self.contexts.append(context)
         control = openssl.SSL_CTX_ctrl
         openssl.check(control(context, CTRL_MIN_PROTO_VERSION, self.least_version, None), "least TLS version")
         openssl.check(openssl.SSL_CTX_set_cipher_list(context, CIPHERS), "cipher list")
@@ -98,9 +171,9 @@ class Credentials:
         # Without it an idle connection would keep 34 KiB of buffers.
         control(context, CTRL_MODE, MODE_RELEASE_BUFFERS, None)
         openssl.SSL_CTX_set_options(context, OP_NO_COMPRESSION | OP_NO_RENEGOTIATION)
-        openssl.SSL_CTX_set_alpn_select_cb(context, self.callbacks[0], None)
-        if self.callbacks[2]:
-            openssl.SSL_CTX_set_keylog_callback(context, self.callbacks[2])
+        openssl.SSL_CTX_set_alpn_select_cb(context, self.callbacks.alpn, None)
+        if self.log_secrets:
+            openssl.SSL_CTX_set_keylog_callback(context, self.callbacks.keylog)
         return context
 
     def use(self, context, chain, key, certificate_file, key_file):
@@ -155,17 +228,12 @@ class Credentials:
 
     def read_key(self, path):
         """The private key (EVP_PKEY pointer) in a PEM file."""
-        asked = []
-
-        def no_password(*_):        # an encrypted key cannot be read, and nothing is asked on the terminal
-            asked.append(True)
-            return -1
-
+        self.callbacks.encrypted = False
         with self.opened(path) as bio:
-            key = self.openssl.PEM_read_bio_PrivateKey(bio, None, PasswordCallback(no_password), None)
+            key = self.openssl.PEM_read_bio_PrivateKey(bio, None, self.callbacks.password, None)
         if key:
             return key
-        if asked:
+        if self.callbacks.encrypted:
             raise CredentialsError(f"the key in {path} is encrypted: 'openssl pkey -in {path} -out FILE' decrypts it")
         raise CredentialsError(f"{path} holds no private key in PEM (-----BEGIN PRIVATE KEY-----)")
 

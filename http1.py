@@ -124,7 +124,9 @@ def parse_head(head):
     if fields.transfer_encoding is not None:
         check_transfer_encoding(fields.transfer_encoding, minor)
     if path[0] != SLASH:
-        path = parse_target(method, path, query)
+        path, host = parse_target(method, path, query)
+        if host is not None:
+            fields = fields._replace(host=host)     # RFC 9112 section 3.2.2: whatever the field says
     if b"%" in path or b"/." in path:
         path = decode_path(path)
     return Request(method, path, query or b"", connection, has_body, fields)
@@ -140,15 +142,15 @@ def check_transfer_encoding(value, minor):
 
 
 def parse_target(method, target, query):
-    """The path of a request target that is no path itself (RFC 9112 section 3.2). Raises HttpError."""
+    """(path, host or None) of a request target that is no path itself (RFC 9112 section 3.2). Raises HttpError."""
     if target == b"*" and not query and method == b"OPTIONS" or method == b"CONNECT":
-        return b"*"
+        return b"*", None
     absolute = ABSOLUTE.fullmatch(target)
     if not absolute or absolute[1][:1] in (b"", b":") or not HOST.fullmatch(absolute[1]):
         raise HttpError(400, "the request target is neither a path nor an http URI")
     if method == b"OPTIONS" and not absolute[2] and not query:
-        return b"*"
-    return absolute[2] or b"/"
+        return b"*", absolute[1]
+    return absolute[2] or b"/", absolute[1]
 
 
 def decode_path(path):

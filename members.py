@@ -70,6 +70,8 @@ def _pread(fd: int, path: str, offset: int, length: int) -> bytes:
 def read(fd: int, path: str, offset: int, length: int) -> bytes:
     """Exactly `length` bytes, at most CHUNK, which the index says are there. Raises ArchiveError."""
     data = _pread(fd, path, offset, length)
+    while 0 < len(data) < length and (more := _pread(fd, path, offset + len(data), length - len(data))):
+        data += more                            # before a place that cannot be read, there are fewer bytes than wanted
     if len(data) < length:
         raise ArchiveError(f"{path} was cut short while it was read; start again once it is no longer written to")
     return data

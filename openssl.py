@@ -9,7 +9,7 @@ from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_ubyte, c_uin
 
 # <openssl/ssl.h>
 CTRL_MODE, CTRL_SESS_CACHE_MODE, CTRL_SERVERNAME_CALLBACK = 33, 44, 53
-CTRL_CHAIN_CERT, CTRL_GROUPS_LIST, CTRL_MIN_PROTO_VERSION = 89, 92, 123
+CTRL_TICKET_KEYS, CTRL_CHAIN_CERT, CTRL_GROUPS_LIST, CTRL_MIN_PROTO_VERSION = 59, 89, 92, 123
 MODE_RELEASE_BUFFERS, SESS_CACHE_OFF = 0x10, 0
 OP_NO_COMPRESSION, OP_NO_RENEGOTIATION = 1 << 17, 1 << 30
 TLS1_2, TLS1_3 = 0x0303, 0x0304
@@ -45,7 +45,7 @@ CRYPTO: dict[str, tuple] = {
 SSL: dict[str, tuple] = {
     "SSL_CIPHER_get_protocol_id": (c_uint16, P), "SSL_CTX_callback_ctrl": (ctypes.c_long, P, c_int, ServernameCallback),
     "SSL_CTX_check_private_key": (c_int, P), "SSL_CTX_ctrl": (ctypes.c_long, P, c_int, ctypes.c_long, P),
-    "SSL_CTX_new": (P, P), "SSL_CTX_set_alpn_select_cb": (None, P, AlpnCallback, P),
+    "SSL_CTX_free": (None, P), "SSL_CTX_new": (P, P), "SSL_CTX_set_alpn_select_cb": (None, P, AlpnCallback, P),
     "SSL_CTX_set_cipher_list": (c_int, P, c_char_p), "SSL_CTX_set_keylog_callback": (None, P, KeylogCallback),
     "SSL_CTX_set_num_tickets": (c_int, P, c_size_t), "SSL_CTX_set_options": (c_uint64, P, c_uint64),
     "SSL_CTX_set_session_id_context": (c_int, P, c_char_p, c_uint),

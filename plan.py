@@ -17,6 +17,7 @@ from http1 import format_date
 from reply import Whole
 
 PIECE = 512 * 1024          # bytes in one send: large enough for few completions, small enough to time a slow reader
+LAZY_PIECE = 128 * 1024     # the same, where it may have to be read from a disk: others wait while it is copied
 MEMO_PLANS = 8 << 20        # bytes of plans remembered: those of about 10,000 files
 MEMO_REQUESTS = 6 << 20     # bytes of requests remembered
 PLAN_OVERHEAD = 320         # bytes for a plan's objects in Python, roughly
@@ -24,6 +25,8 @@ REQUEST_OVERHEAD = 200      # bytes for a request's, likewise
 MEMO_REQUEST = 2048         # a request longer than this is parsed each time
 SEEN_BITS = 16              # 64 KiB to tell what has come before from what comes for the first time
 EMPTY_SECONDS = 60          # a full memory is emptied as often as this
+WARM_SECONDS = 5            # how long what was in memory is taken to be there still
+LAZY_MEMO = 64 * 1024       # a response of more bytes from a lazy archive is not remembered
 NO_RESULT = 1 << 31         # what no operation returns: results are signed 32-bit, and errors are negative
 STATUS_SLOT = 192           # bytes for each status line with the fields that go with all
 
@@ -72,12 +75,18 @@ class StatusHeads:
 
 
 class Plan:
-    """A Reply in memory. `address` is its msghdr's, which covers the first PIECE bytes of `total`."""
+    """A Reply in memory. `address` is its msghdr's, which covers the first `room` bytes of `total`."""
 
-    __slots__ = ("address", "close", "dated", "done", "memory", "plaintext", "segments", "total")
+    __slots__ = ("address", "close", "content", "dated", "done", "lazy", "memory", "plaintext", "room", "segments",
+                 "status", "tally", "total")
 
-    def __init__(self, reply, status_head, archive_address):
-        """One block of memory holds msghdr, iovecs and then every byte that is not in the archive."""
+    def __init__(self, reply, status_head, tally, lazy=False):
+        """One block of memory holds msghdr, iovecs and then every byte that is not in an archive.
+
+        tally: where responses with this status are counted. lazy: whether some of it may have to be read from a disk.
+        """
+        self.status, self.tally, self.lazy = reply.status, tally, lazy
+        self.room = LAZY_PIECE if lazy else PIECE
         spans = [span for span in (reply.head, *reply.body) if isinstance(span, bytes) or span[1]]
         own = b"".join(span for span in spans if isinstance(span, bytes))
         self.memory = bytearray(abi.message_size(len(spans) + 1) + len(own))
@@ -90,31 +99,36 @@ class Plan:
                 segments.append((at, len(span)))
                 at += len(span)
             else:
-                segments.append((archive_address + span[0], span[1]))
+                segments.append(span)
         self.total = sum(length for _, length in segments)
-        self.segments = segments if self.total > PIECE else None
-        abi.write_message(self.memory, self.address, first_piece(segments))
+        self.content = self.total - status_head[1] - len(reply.head)        # bytes behind the header
+        self.segments = segments if self.total > self.room else None
+        abi.write_message(self.memory, self.address, first_piece(segments, self.room))
         self.close = reply.close
         self.plaintext = self.dated = None      # all of it in one piece, and of when, where it is encrypted by OpenSSL
         # What the first send returns when nothing more is to be done: then the connection waits for a request.
-        self.done = NO_RESULT if self.close or self.total > PIECE else self.total
+        self.done = NO_RESULT if self.close or self.segments else self.total
 
     def spans(self):
         """All there is to send, as (address, length)."""
         return self.segments or abi.read_message(self.memory)
 
+    def piece(self, sent):
+        """The segments of what is sent next, after `sent` bytes."""
+        return [self.locate(sent)] if sent else first_piece(self.spans(), self.room)
+
     def locate(self, sent):
-        """(address, length) of what to send after `sent` bytes, at most PIECE."""
+        """(address, length) of what to send after `sent` bytes, at most one piece."""
         for address, length in self.spans():
             if sent < length:
-                return address + sent, min(length - sent, PIECE)
+                return address + sent, min(length - sent, self.room)
             sent -= length
         raise IndexError(sent)
 
 
-def first_piece(segments):
-    """The segments that lie in the first PIECE bytes."""
-    room, piece = PIECE, []
+def first_piece(segments, room):
+    """The segments that lie in the first `room` bytes."""
+    piece = []
     for address, length in segments:
         if room:
             piece.append((address, min(length, room)))
@@ -130,9 +144,12 @@ class Planner:
     so that what is no longer asked for goes too.
     """
 
-    def __init__(self, archive_address, spell_out, server, now, more=b""):
-        self.archive_address = archive_address
-        self.spell_out = spell_out
+    def __init__(self, library, spell_out, server, now, more=b""):
+        """library: the archives (see archive.Library) that replies' spans are in. spell_out: a Whole's Reply."""
+        self.library, self.spell_out = library, spell_out
+        self.tallies = [[0] for _ in range(6)]      # responses, by the first digit of their status
+        self.lines = {}                             # for some of `by_request`: what the access log says of it
+        self.warmed = now
         self.status_heads = StatusHeads(server, now, more)
         self.by_reply = {}
         self.by_request = {}
@@ -146,7 +163,8 @@ class Planner:
 
     def make(self, reply):
         spelled = self.spell_out(reply) if isinstance(reply, Whole) else reply
-        plan = Plan(spelled, self.status_heads.get(spelled.status), self.archive_address)
+        plan = Plan(spelled, self.status_heads.get(spelled.status), self.tallies[spelled.status // 100],
+                    self.library.lazy and self.library.is_lazy(spelled.body))
         size = PLAN_OVERHEAD + len(plan.memory) * (2 if spelled is reply else 1)
         if self.plan_room < size:
             self.by_reply.popitem()
@@ -158,10 +176,11 @@ class Planner:
     def remember(self, request, plan):
         """From its third time on, `request` (the bytes of one whole request without a body) gets `plan` at once."""
         size = REQUEST_OVERHEAD + len(request)
-        if len(request) > MEMO_REQUEST or not self.came_before(hash(request)):
+        if len(request) > MEMO_REQUEST or plan.lazy and plan.total > LAZY_MEMO or not self.came_before(hash(request)):
             return
         if self.request_room < size:
-            self.by_request.popitem()
+            gone, _ = self.by_request.popitem()
+            self.lines.pop(gone, None)
         else:
             self.request_room -= size
         self.by_request[request] = plan
@@ -181,12 +200,20 @@ class Planner:
         if full and now - self.emptied > EMPTY_SECONDS:
             self.forget()
             self.emptied = now
+        if self.library.lazy and now - self.warmed > WARM_SECONDS:
+            self.forget_requests()          # so that it is looked again whether what they get is in memory
+            self.warmed = now
 
     def forget(self):
         """Drop all plans; those being sent live until they are."""
         self.by_reply.clear()
+        self.plan_room = MEMO_PLANS
+        self.forget_requests()
+
+    def forget_requests(self):
         self.by_request.clear()
-        self.plan_room, self.request_room = MEMO_PLANS, MEMO_REQUESTS
+        self.lines.clear()
+        self.request_room = MEMO_REQUESTS
 
 
 class ForgetfulPlanner(Planner):

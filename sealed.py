@@ -46,14 +46,11 @@ class Buffer:
 
 
 class SealedWorker(Worker):
-    """A Worker whose connections may have a tls.Session, of the Engine `engine`, that is not the kernel's.
+    """A Worker whose connections may have a tls.Session, of the Engine `engine`, that is not the kernel's."""
 
-    `archive`: where plans' contents are (`fd`, `size`), mapped at `archive_address`.
-    """
-
-    def __init__(self, *arguments, engine, archive, archive_address):
-        super().__init__(*arguments)
-        self.engine, self.archive, self.archive_address = engine, archive, archive_address
+    def __init__(self, engine, **more):
+        super().__init__(**more)
+        self.engine = engine
         self.write_bio, self.read_bio = engine.openssl.BIO_write, engine.openssl.BIO_read
         self.read_ssl, self.write_ssl = engine.openssl.SSL_read, engine.openssl.SSL_write
         self.known, self.heads = self.site.planner.by_request.get, self.site.planner.status_heads
@@ -88,9 +85,11 @@ class SealedWorker(Worker):
         if connection.state is IDLE and flags & CQE_MORE and not session.at_end:
             plan = self.known(data)
             if plan is not None:
+                connection.head = data
                 if plan.dated is self.heads.date and not session.output and plan.done == plan.total:
                     self.answer(connection, session, plan)
                 else:
+                    self.counts.memo_hits += 1
                     self.send(connection, plan)
                 return
         self.on_plaintext(connection, session, data, flags)
@@ -99,6 +98,7 @@ class SealedWorker(Worker):
         """The way of nearly every request: what `send` leads to, for a plan in one piece with the Date of now."""
         connection.state, connection.since, connection.plan = RESPONDING, self.now, plan
         connection.attention = False
+        self.counts.memo_hits += 1
         buffer = self.small_buffers.pop() if self.small_buffers else Buffer(SMALL_BUFFER, self.small_buffers)
         if self.write_ssl(session.ssl, plan.plaintext[1], plan.total) != plan.total:
             self.seal(connection, session, buffer, None, 0)
@@ -133,21 +133,18 @@ class SealedWorker(Worker):
 
     # sending
 
-    def begin_sending(self, connection, plan):
+    def send_piece(self, connection, plan):
         session = connection.tls
         if session is None or session.in_kernel:
-            super().begin_sending(connection, plan)
-        elif plan.total <= LARGEST_PLAINTEXT:
+            super().send_piece(connection, plan)
+        elif plan.total <= LARGEST_PLAINTEXT and not connection.sent and self.at_hand(plan):
             self.seal(connection, session, self.small_buffer(), self.plaintext(plan), plan.total)
         else:
             self.load(connection, session, plan)
 
-    def go_on_sending(self, connection, plan):
-        session = connection.tls
-        if session is None or session.in_kernel:
-            super().go_on_sending(connection, plan)
-        else:
-            self.load(connection, session, plan)
+    def at_hand(self, plan):
+        """Whether a small plan can be had without waiting for a disk."""
+        return not plan.lazy or plan.plaintext is not None or not self.library.cold(plan.spans())
 
     def load(self, connection, session, plan):
         """Fill a buffer with the next piece of a plan: bytes of our own, then those of one span of the archive."""
@@ -158,11 +155,11 @@ class SealedWorker(Worker):
                 skip -= length
                 continue
             size = min(length - skip, PIECE - filled)
-            offset = address - self.archive_address
-            if 0 <= offset < self.archive.size and size:
+            archive = self.library.file_at(address)
+            if archive and size:
                 session.piece, connection.sends = filled, LOAD
-                self.ring.arm_pread(LOAD | connection.slot, connection.generation, self.archive.fd,
-                                    buffer.address + filled, size, offset + skip)
+                self.ring.arm_pread(LOAD | connection.slot, connection.generation, archive.fd,
+                                    buffer.address + filled, size, address - archive.address + skip)
                 return
             abi.copy(buffer.address + filled, address + skip, size)
             filled, skip = filled + size, 0
@@ -209,6 +206,7 @@ class SealedWorker(Worker):
         if result == session.unsent and session.piece == connection.plan.done and not connection.attention:
             connection.state = connection.state[SENT]
             connection.since = self.now
+            self.account(connection, connection.plan, session.piece)
         else:
             self.on_sent(connection, session.piece if result == session.unsent else min(result, 0))
 
@@ -246,10 +244,10 @@ class SealedWorker(Worker):
         memory, at = bytearray(plan.total), 0
         address = abi.address_of(memory)
         for source, length in plan.spans():
-            offset = source - self.archive_address
-            if not 0 <= offset < self.archive.size:
+            archive = self.library.file_at(source)
+            if archive is None:
                 abi.copy(address + at, source, length)
-            elif not read_exactly(self.archive.fd, memoryview(memory)[at:at + length], offset):
+            elif not read_exactly(archive.fd, memoryview(memory)[at:at + length], source - archive.address):
                 return False
             at += length
         plan.plaintext = memory, abi.pointer(address), *plan.spans()[0]

@@ -15,11 +15,13 @@ Facts about the hand-over to the kernel
 import collections
 import errno
 import logging
+import time
 
 import abi
 import ktls
 from abi import CQE_BUFFER_SHIFT, CQE_SKIP_SUCCESS, LAST_WORDS, LINK, MSG_NOSIGNAL, SEND_FLAGS
-from conn import CANCEL, PASSING, RECV, SEND
+from conn import PASSING
+from door import CANCEL, RECV, SEND
 from http1 import HttpError
 from ktls import ALERT, CLOSE_NOTIFY, INFO_SIZE, ULP, USER_CANCELED, ControlMessage
 from sealed import LOAD, SEALED, WRAPPED, SealedWorker
@@ -36,36 +38,31 @@ CONTROL_SIZE = 64               # bytes of a record that is no application data:
 PLAIN_HTTP = "this port speaks HTTPS: write https:// in front of the address"
 
 
-class Counts:
-    """What has become of TLS connections."""
-
-    def __init__(self):
-        self.in_kernel = self.in_userspace = self.resumed = self.failed = self.truncated = 0
-
-    def __str__(self):
-        return (f"{self.in_kernel} in the kernel, {self.in_userspace} in userspace, {self.resumed} resumed, "
-                f"{self.failed} failed handshakes, {self.truncated} truncated")
-
-
 class SecureWorker(SealedWorker):
     """A Worker that speaks TLS on its listeners, but on those in `plain` plain HTTP, where `plain_site` answers."""
 
-    def __init__(self, *arguments, plain, plain_site, **more):
-        super().__init__(*arguments, **more)
+    def __init__(self, plain, plain_site, **more):
+        super().__init__(**more)
         self.plain, self.plain_site = plain, plain_site
         self.sites.append(plain_site)
-        self.counts = Counts()
         self.ulp = abi.address_of(ULP), len(ULP)
         self.close_notify = ControlMessage.close_notify()
         self.last_words: collections.deque = collections.deque()    # (the ring's tail behind it, what is to be sent)
 
     def run(self):
         super().run()
-        log.info("TLS connections: %s", self.counts)
+        counts = self.counts
+        log.info("TLS connections: %d in the kernel, %d in userspace, %d resumed, %d failed handshakes, %d truncated",
+                 counts.kernel_full + counts.kernel_resumed, counts.userspace_full + counts.userspace_resumed,
+                 counts.kernel_resumed + counts.userspace_resumed, counts.handshakes_failed, counts.truncated)
+
+    def on_tick(self):
+        super().on_tick()
+        self.engine.credentials.renew_tickets(time.time())
 
     def on_other(self, operation, slot, generation, result, flags):
         """The completions that TLS adds to those of `conn.py`."""
-        if operation < WRAPPED:
+        if not WRAPPED <= operation <= ATTACH:
             super().on_other(operation, slot, generation, result, flags)
             return
         connection = self.connections[slot]
@@ -112,11 +109,14 @@ class SecureWorker(SealedWorker):
             return
         data = self.ring.pool[i * self.ring.buffer_size:i * self.ring.buffer_size + result]
         self.ring.give_back(i)
+        self.on_bytes(connection, data, flags)
+
+    def on_bytes(self, connection, data, flags):
         if connection.state is not HANDSHAKE:
             self.on_data(connection, data, flags)
             return
         connection.receiving = False
-        if session is None and data[:1].isalpha():      # RFC 8446 section 5.1: a handshake record begins with 22
+        if connection.tls is None and data[:1].isalpha():      # RFC 8446 section 5.1: a handshake record begins with 22
             connection.site = self.plain_site
             self.refuse(connection, HttpError(400, PLAIN_HTTP))
             self.go_on(connection)
@@ -143,7 +143,7 @@ class SecureWorker(SealedWorker):
         self.end(connection)
 
     def count_failure(self, reason):
-        self.counts.failed += 1
+        self.counts.handshakes_failed += 1
         log.debug("handshake failed: %s", reason)
 
     def proceed(self, connection, session):
@@ -196,18 +196,20 @@ class SecureWorker(SealedWorker):
     def establish(self, connection, session):
         """Both sides are done with the handshake; what has come behind it is a request, or the beginning of one."""
         connection.sends = SEND
+        counts = self.counts
         if session.in_kernel:
-            self.counts.in_kernel += 1
             connection.reads, connection.message_flags = RECV, MSG_NOSIGNAL     # MSG_WAITALL is refused
+            counts.kernel_resumed += session.resumed
+            counts.kernel_full += not session.resumed
         else:
-            self.counts.in_userspace += 1
             self.engine.forget_secrets(session)
-        self.counts.resumed += session.resumed
+            counts.userspace_resumed += session.resumed
+            counts.userspace_full += not session.resumed
         self.move(connection, SECURED)
         if connection.pending:
             self.move(connection, BYTES)
             self.advance(connection)
-        if session.at_end or self.stop_at is not None and connection.state is IDLE:
+        if session.at_end:
             self.on_last_data(connection)
         elif connection.state is IDLE:
             self.receive(connection, multishot=False)       # as for any first request
@@ -309,7 +311,7 @@ class SecureWorker(SealedWorker):
 
     def on_goodbye(self, connection):
         connection.sending = False
-        if connection.state is LINGER and (connection.at_end or self.stop_at is not None and not connection.unread):
+        if connection.state is LINGER and (connection.at_end or self.stopping and not connection.unread):
             self.end(connection)
             return
         if connection.state is LINGER:

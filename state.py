@@ -3,8 +3,9 @@
 import heapq
 
 # Events
-ACCEPTED, UNSECURED, SECURED, BYTES, REQUEST, BODY_AHEAD, CONTINUE, SENT, LAST, END, ENDED = (
-    "accepted", "unsecured", "secured", "bytes", "request", "body ahead", "continue", "sent", "last", "end", "ended")
+PREFACED, ACCEPTED, UNSECURED, SECURED, BYTES, REQUEST, BODY_AHEAD, CONTINUE, SENT, LAST, END, ENDED = (
+    "prefaced", "accepted", "unsecured", "secured", "bytes", "request", "body ahead", "continue", "sent", "last", "end",
+    "ended")
 
 
 class State(dict):
@@ -20,11 +21,12 @@ class State(dict):
         return self.name
 
 
-FREE, HANDSHAKE, IDLE, HEAD, BODY, INTERIM, RESPONSE, LINGER, CLOSING = map(
-    State, ("free", "handshake", "idle", "head", "body", "interim", "response", "linger", "closing"))
+FREE, PREFACE, HANDSHAKE, IDLE, HEAD, BODY, INTERIM, RESPONSE, LINGER, CLOSING = map(
+    State, ("free", "preface", "handshake", "idle", "head", "body", "interim", "response", "linger", "closing"))
 
 # The connection's life, all of it.
-FREE.update({ACCEPTED: IDLE, UNSECURED: HANDSHAKE})
+FREE.update({ACCEPTED: IDLE, UNSECURED: HANDSHAKE, PREFACED: PREFACE})
+PREFACE.update({ACCEPTED: IDLE, UNSECURED: HANDSHAKE, END: CLOSING})                  # a PROXY header is to come
 HANDSHAKE.update({SECURED: IDLE, REQUEST: RESPONSE, END: CLOSING})                    # TLS; or what was not, answered
 IDLE.update({BYTES: HEAD, REQUEST: RESPONSE, END: CLOSING})                           # nothing of a request has come
 HEAD.update({REQUEST: RESPONSE, BODY_AHEAD: BODY, CONTINUE: INTERIM, END: CLOSING})   # a part of a request head has
@@ -40,7 +42,7 @@ class Connection:
 
     __slots__ = ("slot", "generation", "state", "since", "plan", "sent", "pending", "scanned", "attention",
                  "receiving", "sending", "shutting", "at_end", "unread", "request", "body",
-                 "site", "tls", "attached", "reads", "sends", "message_flags")
+                 "site", "tls", "attached", "reads", "sends", "message_flags", "listener", "peer", "who", "head")
 
     def __init__(self, slot):
         self.slot = slot
@@ -64,11 +66,15 @@ class Connection:
         self.attached = False       # whether the kernel is ready to take over TLS
         self.reads = self.sends = 0 # the tags of its receives and sends, without the slot
         self.message_flags = 0      # of its sends
+        self.listener = 0           # where it was accepted
+        self.peer = b""             # the client's address, where that is asked for
+        self.who = b""              # the same as it stands in the access log
+        self.head = b""             # the request head that the access log is to tell of
 
     def forget(self):
         """Drop what a former connection left, before the slot's next one."""
         self.plan = self.request = self.body = self.site = self.tls = None
-        self.pending = b""
+        self.pending = self.head = b""
         self.sent = self.scanned = 0
         self.attention = self.at_end = self.unread = False
 

@@ -102,7 +102,7 @@ class Engine:
         self.drained_at = ctypes.c_void_p(abi.address_of(self.drained))
         self.schedule = KeySchedule(openssl)
         self.handshaking: Session | None = None     # whose secrets are being told
-        credentials.on_secret = self.on_secret
+        credentials.on_secret, credentials.callbacks.current = self.on_secret, credentials
 
     def start(self, to_kernel):
         """A new Session; `to_kernel`: whether its socket is ready for the kernel to take over. Raises TlsError."""

@@ -25,8 +25,8 @@ import time
 from abi import (
     ACCEPT_MULTISHOT, BUF, BUFFER_SELECT, CQE, CQE_SKIP_SUCCESS, ENTER_GETEVENTS, ENTER_SQ_WAIT, ENTER_SQ_WAKEUP,
     FEATURES, MAX_CQ_ENTRIES, NEEDED, OFF_SQ_RING, OFF_SQES, OP_ACCEPT, OP_ASYNC_CANCEL,
-    OP_CLOSE, OP_READ, OP_RECV, OP_RECVMSG, OP_SEND, OP_SENDMSG, OP_SHUTDOWN, OP_TIMEOUT, OP_URING_CMD,
-    RECV_MULTISHOT, REGISTER_PBUF_RING, REGISTER_PROBE,
+    OP_CLOSE, OP_MADVISE, OP_POLL_ADD, OP_READ, OP_RECV, OP_RECVMSG, OP_SEND, OP_SENDMSG, OP_SHUTDOWN, OP_TIMEOUT,
+    OP_URING_CMD, OP_WRITE, RECV_MULTISHOT, REGISTER_PBUF_RING, REGISTER_PROBE,
     SEND_FLAGS, SETUP_COOP_TASKRUN, SETUP_CQSIZE, SETUP_DEFER_TASKRUN, SETUP_SINGLE_ISSUER,
     SETUP_SQPOLL, SETUP_SUBMIT_ALL, SOCKET_URING_OP_SETSOCKOPT, SQ_CQ_OVERFLOW, SQ_NEED_WAKEUP,
     SQE_CANCEL, SQE_SOCKOPT, SQE, Params, address_of, check, load_calls,
@@ -206,9 +206,9 @@ class Ring:
         SQE.pack_into(self.sqes, self.place(), OP_RECV, BUFFER_SELECT,
                            RECV_MULTISHOT if multishot else 0, fd, 0, 0, at_most, 0, tag, generation)
 
-    def arm_recvmsg(self, tag, generation, fd, msghdr):
+    def arm_recvmsg(self, tag, generation, fd, msghdr, message_flags=0):
         """One message into what `msghdr` points at (kept alive by the caller)."""
-        SQE.pack_into(self.sqes, self.place(), OP_RECVMSG, 0, 0, fd, 0, msghdr, 1, 0, tag, generation)
+        SQE.pack_into(self.sqes, self.place(), OP_RECVMSG, 0, 0, fd, 0, msghdr, 1, message_flags, tag, generation)
 
     def arm_sendmsg(self, tag, generation, fd, msghdr, message_flags=SEND_FLAGS, flags=0):
         SQE.pack_into(self.sqes, self.place(), OP_SENDMSG, flags, 0, fd,
@@ -247,6 +247,18 @@ class Ring:
     def arm_pread(self, tag, generation, fd, address, length, offset):
         """Read from a file at `offset` into `length` bytes of memory at `address`."""
         SQE.pack_into(self.sqes, self.place(), OP_READ, 0, 0, fd, offset, address, length, 0, tag, generation)
+
+    def arm_write(self, tag, fd, address, length):
+        """Write `length` bytes at `address`, kept alive by the caller, to the end of a file or into a pipe."""
+        SQE.pack_into(self.sqes, self.place(), OP_WRITE, 0, 0, fd, (1 << 64) - 1, address, length, 0, tag, 0)
+
+    def arm_madvise(self, tag, generation, address, length, advice, flags=0):
+        """madvise(2). The kernel always gives this to a worker thread of its own, so it may wait for a disk."""
+        SQE.pack_into(self.sqes, self.place(), OP_MADVISE, flags, 0, -1, 0, address, length, advice, tag, generation)
+
+    def arm_poll(self, tag, generation, fd, events, flags=0):
+        """One completion when one of `events` (poll(2)) has come, which it gives."""
+        SQE.pack_into(self.sqes, self.place(), OP_POLL_ADD, flags, 0, fd, 0, 0, 0, events, tag, generation)
 
     def arm_timeout(self, tag, timespec):
         """One completion after `timespec` (struct __kernel_timespec in a bytearray, kept alive by the caller)."""

@@ -1,4 +1,4 @@
-"""Writes into README.md what a program can print: the flags, as --help gives them, and the figures of results.json.
+"""Writes into README.md what a program can print: flags, as --help gives them; metrics; the figures of results.json.
 
     python3 bench/readme.py
 """
@@ -6,6 +6,7 @@
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,13 @@ from pathlib import Path
 import report
 
 ROOT = Path(__file__).resolve().parent.parent
-SHOWN = ("small", "browser", "miss", "files", "24k", "1m", "100m", "newconn",
+sys.path.append(str(ROOT))
+
+import status  # noqa: E402
+
+SHOWN = ("small", "browser", "miss", "files", "24k", "1m", "100m", "newconn", "log", "two",
          "tls-small", "tls-1m", "tls-handshake", "tls-resume")
+PAIRS = {"log": ("tarweb, combined", "nginx, combined"), "two": ("tarweb, 2 workers", "nginx, 2 workers")}
 
 
 def help_block():
@@ -30,15 +36,49 @@ def figures_block(results):
     rows = []
     for name in SHOWN:
         case = results["cases"].get(name, {})
-        found = report.ratios(case, "tarweb")
+        pair = PAIRS.get(name, ("tarweb", report.REFERENCE))
+        found = report.ratios(case, *pair)
         if found:
-            cpu = [f"{report.median(case, server, 'cpu'):.3g}" for server in ("tarweb", report.REFERENCE)]
+            cpu = [f"{report.median(case, server, 'cpu'):.3g}" for server in pair]
             rows.append([case["title"], *cpu, report.spread(found)])
     machine = results["machine"]
-    source = f"Smaller is better. One worker each ({machine['CPU']}; {machine['kernel']}; {machine['Python']}).\n" \
+    source = f"Smaller is better. One worker each but for the row of two ({machine['CPU']}; {machine['kernel']}; " \
+        f"{machine['Python']}).\n" \
         "All cases, the other servers and the targets: [bench/RESULTS.md](bench/RESULTS.md);\n" \
         "what falls short of them, and why: [bench/README.md](bench/README.md)."
-    return f"{report.table(['CPU µs for each request', 'tarweb', 'nginx', 'ratio (min - max)'], rows)}\n\n{source}"
+    head = ["CPU µs for each request", "tarweb", "nginx", "ratio (min - max)"]
+    return f"{report.table(head, rows)}\n\n{sentences(results)}{source}"
+
+
+def sentences(results):
+    """A line for each of the other promises that were measured."""
+    lines = []
+    if log := report.ratio(results, "log", "tarweb", "tarweb, combined"):
+        lines.append(f"With an access log tarweb takes {log:.2f} of the CPU that it takes without.")
+    servers = report.special(results, "cold", "servers") or {}
+    if servers.get("tarweb"):
+        found = [f"{report.spread(report.cold_ratios(rounds))} with {name}" for name, rounds in servers.items()]
+        lines.append(f"While a cold archive is read, p99 of small files, as a multiple of the quiet one: "
+                     f"{', '.join(found)}.")
+    served = [each["served"] for each in report.special(results, "reload", "servers", "tarweb", "reloads") or ()]
+    if served:
+        lines.append(f"A new archive of {report.special(results, 'reload', 'files'):,} files is served "
+                     f"{statistics.median(served):.2f} s after SIGHUP.")
+    return "".join(f"{line}\n" for line in lines) + "\n" * bool(lines)
+
+
+def metrics_block():
+    """A table of what /metrics shows."""
+    rows = [["metric", "labels", "meaning"], ["---"] * 3]
+    for metric in (*status.METRICS_OF_BOARD, *status.ARCHIVES, status.INFO):
+        values = {}         # label -> the values that it can have, where they are known
+        for labels in metric.numbers.values():
+            for label, value in labels.items():
+                values.setdefault(label, {})[value] = None
+        known = metric in status.METRICS_OF_BOARD
+        labels = "; ".join(f"`{label}`" + f": {', '.join(found)}" * known for label, found in values.items())
+        rows.append([f"`tarweb_{metric.name}`", labels, metric.help])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def replace(text, name, block):
@@ -50,6 +90,7 @@ def replace(text, name, block):
 def main():
     readme, results = ROOT / "README.md", ROOT / "bench" / "results.json"
     text = replace(readme.read_text(), "help", help_block())
+    text = replace(text, "metrics", metrics_block())
     if results.exists():
         text = replace(text, "figures", figures_block(json.loads(results.read_text())))
     readme.write_text(text)

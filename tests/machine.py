@@ -1,41 +1,65 @@
 """Workers on a simulated kernel: clients, what they want, and chance or a script that drives all of it."""
 
 import errno
+import json
 import logging
+import mmap
 import random
 import re
+import signal
+import socket
+import struct
+import time
 import zlib
+from collections import Counter
 from types import SimpleNamespace
 
-from simulated import RECEIVES, SENDS, STREAMS, Kernel, Socket, make_ring
+from simulated import PAGE, RECEIVES, SENDS, STREAMS, Datagram, Kernel, Socket, make_ring, present
 
 import abi
+import accesslog
+import archive as archive_module
 import conn
+import door
 import http1
+import life
+import passfd
 import plan as plan_module
-from archive import Redirect, Representation, Resource
+import secure
+from accesslog import AccessLog
+from archive import Library, Redirect, Representation, Resource
 from conn import Worker
-from plan import Planner
-from reply import Responder
-from state import BODY, CLOSING, FREE, HANDSHAKE, HEAD, IDLE, INTERIM, LINGER, RESPONSE, Limits
+from counters import Counts
+from door import Entrance
+from plan import WARM_SECONDS, Planner
+from proxy import Networks
+from reply import BOUNDARY, Responder
+from state import BODY, CLOSING, FREE, HANDSHAKE, HEAD, IDLE, INTERIM, LINGER, PREFACE, RESPONSE, Limits, Site
 from uring import PolledRing, Ring
 
 EPOCH = 1_700_000_000
 # Small enough that a few hundred steps reach every limit.
 SMALL = {
-    conn: {"MAX_PENDING": 1500, "RESERVE": 2, "LINGER_SECONDS": 3, "SEND_GRACE": 4, "PIECE": 700},
-    plan_module: {"PIECE": 700},
+    conn: {"MAX_PENDING": 1500, "LINGER_SECONDS": 3, "SEND_GRACE": 4, "PIECE": 700},
+    door: {"RESERVE": 2},
+    plan_module: {"PIECE": 700, "LAZY_PIECE": 600, "LAZY_MEMO": 800},
+    archive_module: {"WHOLE_CHECK": 500},
+    accesslog: {"LARGEST_WRITE": 2000, "PIPE_BUF": 300, "ENOUGH": 12},
     http1: {"MAX_HEAD": 900, "MAX_LINE": 400, "MAX_BODY": 600},
 }
 
 CONTENT = random.Random(5).randbytes(21_000)
-MEMORY = bytearray(CONTENT)                 # what stands for the mapped archive
+MEMORY = mmap.mmap(-1, len(CONTENT))        # what stands for the mapped archive
+MEMORY[:] = CONTENT
+ADDRESS = abi.address_of(MEMORY)
 FILES = {b"/": (0, 40), b"/one": (40, 1), b"/empty": (41, 0), b"/piece": (100, 450), b"/more": (100, 700),
          b"/big": (200, 2800)}
 
 
 class Clock:
-    """Stands in for the time module in conn."""
+    """Stands in for the time module."""
+
+    gmtime, strftime = time.gmtime, time.strftime
 
     def __init__(self):
         self.now = 1000.0
@@ -51,28 +75,66 @@ class Clock:
 
 
 def make_small(monkeypatch, *more):
-    """Set limits to the values of SMALL, and of `more` like it; gives a Clock for conn."""
+    """Set limits to the values of SMALL, and of `more` like it; gives a Clock."""
     for module, values in (item for limits in (SMALL, *more) for item in limits.items()):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
     # bytes hash differently in each process; a schedule has to be the same again
     monkeypatch.setattr(plan_module, "hash", zlib.crc32, raising=False)
     monkeypatch.setattr(logging.getLogger("tarweb"), "disabled", True)
+    return make_clock(monkeypatch)
+
+
+def make_clock(monkeypatch):
+    """A Clock that the worker goes by."""
     clock = Clock()
-    monkeypatch.setattr(conn, "time", clock)
+    for module in (door, life, secure, accesslog):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(abi, "peer_address", present.peer_address)
+    monkeypatch.setattr(passfd, "is_stream", present.is_stream)
+    monkeypatch.setattr(passfd, "os", SimpleNamespace(close=present.close))
+    monkeypatch.setattr(door, "select", SimpleNamespace(poll=present.poll, POLLIN=1))
+    monkeypatch.setattr(archive_module, "in_memory", present.in_memory)
+    monkeypatch.setattr(archive_module, "mmap", SimpleNamespace(PAGESIZE=PAGE))
     return clock
 
 
-def make_worker(kernel, clock, limits, listeners=1, kind=Ring, **options):
-    """A Worker over a simulated ring, serving FILES."""
-    slots = limits.max_connections + listeners
-    ring = make_ring(kernel, slots, listeners, kind, **options)
-    index = {path: Resource(Representation(offset, length, 0, "", b"text/plain", b'"x"'), ())
+def index():
+    """What `find` knows of FILES."""
+    files = {path: Resource(Representation(ADDRESS + offset, length, 0, "", b"text/plain", b'"x"'), ())
              for path, (offset, length) in FILES.items()}
-    archive = SimpleNamespace(find={**index, b"/dir": Redirect(b"/dir/")}.get)
-    responder = Responder(archive, b"")
-    planner = Planner(abi.address_of(MEMORY), responder.spell_out, b"tarweb", clock.time())
-    return Worker(ring, responder, planner, limits, list(range(slots, slots + listeners)), slots + listeners, slots)
+    return {**files, b"/dir": Redirect(b"/dir/")}
+
+
+MORE = {"log", "log_to_file", "trusted", "passing", "lazy", "publish"}
+
+
+def common(kernel, clock, limits, archive, ring, log=None, log_to_file=True, trusted=None, passing=False, lazy=False,
+           publish=None):
+    """What a Worker of any kind is made of. log: the style of an access log. trusted: networks of proxies.
+
+    passing: the last listener passes connections. lazy: nothing of the archive is in memory at first.
+    """
+    archive.lazy = lazy
+    if lazy:
+        kernel.lazy = range(ADDRESS, ADDRESS + len(CONTENT))
+        kernel.lasts = WARM_SECONDS + 4
+    responder, library = Responder(archive, b""), Library([archive])
+    planner = Planner(library, responder.spell_out, b"tarweb", clock.time())
+    listeners = [slot for slot in kernel.listeners if slot != kernel.passing]
+    return {"ring": ring, "slots": kernel.slots, "limits": limits, "counts": Counts(), "signals": kernel.signal_pipe,
+            "entrance": Entrance(listeners, kernel.passing, trusted and Networks(trusted)),
+            "access_log": log and AccessLog(ring, kernel.open_log(log_to_file), log, life.LOG),
+            "publish": publish, "library": library, "site": Site(responder, planner)}
+
+
+def make_worker(kernel, clock, limits, listeners=1, kind=Ring, **options):
+    """A Worker over a simulated ring, serving FILES; for its options see `common`, and make_ring."""
+    more = {name: options.pop(name) for name in MORE & options.keys()}
+    listeners += more.get("passing", False)
+    ring = make_ring(kernel, limits.max_connections + listeners, listeners, kind, more.get("passing", False), **options)
+    archive = SimpleNamespace(find=index().get, address=ADDRESS, size=len(CONTENT), fd=-1, copied=True)
+    return Worker(**common(kernel, clock, limits, archive, ring, **more))
 
 
 # --- what clients send, and what they ought to get
@@ -82,6 +144,7 @@ class Wanted:
 
     def __init__(self, status, body=None, closes=False, bare=False, may_continue=False):
         self.status, self.body, self.closes, self.bare, self.may_continue = status, body, closes, bare, may_continue
+        self.line = b""             # of the request
 
 
 def content(path):
@@ -97,8 +160,8 @@ def random_request(rnd):
     """(bytes, Wanted): the answer is due once all the bytes have come."""
     path = rnd.choice(list(FILES))
     kind = rnd.choice(("plain",) * 8 + ("known",) * 8 + (
-        "head", "close", "old", "missing", "range", "options", "post", "chunked", "expect", "expect", "refused",
-        "empty line", "redirect"))
+        "head", "close", "old", "missing", "range", "ranges", "options", "post", "chunked", "expect", "expect",
+        "refused", "empty line", "redirect"))
     body = rnd.randbytes(rnd.choice((1, 5, 200, 500)))
     length = b"Content-Length: %d\r\n" % len(body)
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (body[:3], body[3:]) if piece) + b"0\r\n\r\n"
@@ -117,6 +180,8 @@ def random_request(rnd):
             return get(b"/dir"), Wanted(308)
         case "range":
             return get(b"/big", b"Range: bytes=5-1004\r\n"), Wanted(206, content(b"/big")[5:1005])
+        case "ranges":
+            return get(b"/big", b"Range: bytes=1500-1600,5-500\r\n"), Wanted(206, TWO_PARTS)
         case "options":
             return get(b"*", method=b"OPTIONS"), Wanted(204, bare=True)
         case "post":
@@ -131,6 +196,12 @@ def random_request(rnd):
         case "empty line":
             return b"\r\n\r\n" + get(path), Wanted(200, content(path))
     return get(path), Wanted(200, content(path))
+
+
+TWO_PARTS = b"".join(
+    b"%b--%b\r\nContent-Type: text/plain\r\nContent-Range: bytes %d-%d/2800\r\n\r\n%b" % (
+        line, BOUNDARY, start, end, content(b"/big")[start:end + 1])
+    for line, start, end in ((b"", 1500, 1600), (b"\r\n", 5, 500))) + b"\r\n--%b--\r\n" % BOUNDARY
 
 
 def random_end(rnd):
@@ -188,8 +259,24 @@ class Client(Socket):
     def add(self, raw, wanted):
         self.script += raw
         if wanted:
+            wanted.line = raw.lstrip(b"\r\n").partition(b"\r\n")[0]
             self.wanted.append(wanted)
             self.boundaries.append(len(self.script))
+
+    def begin_with(self, header):
+        """Send this before all else."""
+        self.script = header + self.script
+        self.boundaries = [at + len(header) for at in self.boundaries]
+
+    def want_nothing(self, excuse):
+        """Whatever is asked, there will be no answer."""
+        self.excuse, self.wanted, self.boundaries = excuse, [], []
+
+    def give(self, size):
+        """Bytes that another process has read before it passes the connection."""
+        size = min(size, len(self.script))
+        self.sent += size
+        return self.script[:size]
 
     def act(self):
         """Do something, perhaps."""
@@ -244,6 +331,25 @@ class Client(Socket):
             return count, closes, stream[size:] if closes else stream
         return count, False, b""
 
+    def outline(self):
+        """[(status, bytes of content, whether it is whole, request line)] of the responses that have been received,
+        but for interim ones, and for one whose head is incomplete."""
+        stream, found, wanted = bytes(self.received), [], list(self.wanted)
+        while stream:
+            head, empty_line, body = stream.partition(b"\r\n\r\n")
+            if not empty_line:
+                break
+            status = int(head[9:12])
+            if status == 100:
+                stream = body
+                continue
+            answered = wanted.pop(0) if wanted and status != 408 else None
+            length = int((re.search(rb"\r\nContent-Length: (\d+)", head) or (0, 0))[1])
+            length = 0 if answered and answered.bare or status == 304 else length
+            found.append((status, min(length, len(body)), len(body) >= length, answered and answered.line))
+            stream = body[length:]
+        return found
+
     @staticmethod
     def match(stream, wanted, stopping):
         """(size of the response at the front of `stream` or None where it is incomplete, whether it is the last)."""
@@ -274,6 +380,16 @@ class Client(Socket):
 
 # --- any schedule
 
+# Of what is counted, what schedules have to come to: in a few dozen seeds, and over them.
+REACHED = ("passed", "proxy_refused", "accept_errors", "memo_hits", "memo_misses", "reclaimed", "timed_out",
+           "no_buffers", "cold", "faults", "log_lines", "log_dropped")
+REACHED_IN_THE_KERNEL = (
+    "overflow", "cancelled", "cancel missed", "no buffers", "short", "EPIPE", "EFAULT", "EMFILE", "ECONNABORTED",
+    "ECANCELED", "ENOSPC", "accept", "multishot accept", "passing ", "passing cut", "passing nothing",
+    "passing no stream", "PROXY header", "bad PROXY header", "in memory", "not in memory", "populated",
+    "cancel too late", "broken chain", "write", "short write", "the log fails", "published")
+
+
 class World:
     """A worker, its clients, and the chance that drives them. What must hold is looked at after each batch."""
 
@@ -287,16 +403,25 @@ class World:
                              min_rate=500, drain=6)
         self.listeners = listeners
         kernel.most_completions = rnd.choice((4, 16, 1024))
-        self.worker = self.make_worker(rnd.choice((Ring, Ring, PolledRing)), self.ring_options())
+        self.clients = []           # all that there have been
+        self.worker = self.make_worker(rnd.choice((Ring, Ring, PolledRing)), self.ring_options() | self.more_options())
         self.steps = rnd.choice((100, 400, 700))
-        self.stop_step = rnd.randrange(self.steps) if rnd.random() < 0.4 else None
+        self.signals = {rnd.randrange(self.steps): number for number, chance in (
+            (signal.SIGUSR1, 0.2), (signal.SIGUSR2, 0.2), (signal.SIGTERM, 0.4), (life.AT_ONCE, 0.05))
+            if rnd.random() < chance}
         self.busy = rnd.choice((0.02, 0.1, 0.5))        # how often someone connects
         self.lateness = rnd.choice((0.0, 0.5, 0.9))     # how often something that could complete does not yet
         self.trouble = rnd.choice((0.0, 0.02))          # how often something fails
         self.step = 0
         self.phase = "busy"
         self.waited = 0
-        self.signalled = None
+        self.signalled = None       # when it was told to stop
+        self.retired = None         # likewise
+        self.at_once = False        # whether it was told to end at once
+        self.all_close = False      # whether each response may be the last
+        self.left = 0               # how often all listeners have been left
+        self.worker.on_left = self.on_left
+        self.finish_log, self.worker.finish_log = self.worker.finish_log, self.on_end_of_loop
         kernel.on_enter = self.on_enter
         kernel.on_wait = self.on_wait
         kernel.submits = self.submits
@@ -307,8 +432,17 @@ class World:
 
     def ring_options(self):
         rnd = self.rnd
-        return {"entries": rnd.choice((2, 8, 64)), "buffers": rnd.choice((2, 8, 16)),
+        return {"entries": rnd.choice((4, 8, 64)), "buffers": rnd.choice((2, 8, 16)),
                 "buffer_size": rnd.choice((16, 64, 512))}
+
+    def more_options(self):
+        """What there may be besides connections on listeners: see `common`."""
+        rnd = self.rnd
+        self.passing = rnd.random() < 0.3
+        self.trusted = ["10.0.0.0/8"] if rnd.random() < 0.3 else None
+        self.log = rnd.choice(("combined", "combined", "json", None))
+        return {"passing": self.passing, "trusted": self.trusted, "lazy": rnd.random() < 0.4, "log": self.log,
+                "log_to_file": rnd.random() < 0.5, "publish": self.on_publish}
 
     def make_worker(self, kind, options):
         return make_worker(self.kernel, self.clock, self.limits, self.listeners, kind, **options)
@@ -320,6 +454,42 @@ class World:
     def new_client(self, listener):
         """One that connects to `listener`."""
         return Client(self.rnd)
+
+    def come(self):
+        """Somebody connects, or is passed by another process."""
+        slot = self.choose_listener()
+        queue = self.kernel.listeners[slot].queue
+        if len(queue) == 4:
+            return
+        client = self.new_client(slot)
+        self.introduce(client)
+        if slot != self.kernel.passing:
+            queue.append(client)
+            return
+        datagram = Datagram(client, client.give(self.rnd.choice((0, 0, 1, 10, 50, 300))))
+        kind = self.rnd.choice(("",) * 20 + ("nothing", "cut", "no stream"))
+        self.kernel.counts[f"passing {kind}"] += 1
+        if kind == "nothing":
+            datagram.passed = None
+        elif kind:
+            datagram.cut, client.is_stream = kind == "cut", kind != "no stream"
+            client.want_nothing("not passed well")
+        queue.append(datagram)
+
+    def introduce(self, client):
+        """Each has an address of its own. Those from proxies say for whom they speak, as well as they can."""
+        number = len(self.clients)
+        self.clients.append(client)
+        client.source = client.who = b"203.0.%d.%d" % divmod(number, 256)
+        if self.trusted is None or self.rnd.random() < 0.4:
+            return
+        client.source, speaks_for = b"10.0.%d.%d" % divmod(number, 256), b"198.18.%d.%d" % divmod(number, 256)
+        header, said, good = random_header(self.rnd, speaks_for)
+        client.who = speaks_for if said else client.source
+        client.begin_with(header)
+        self.kernel.counts["PROXY header" if good else "bad PROXY header"] += 1
+        if not good:
+            client.want_nothing("no good PROXY header")
 
     def last_client(self):
         """One that wants what it will get."""
@@ -342,7 +512,7 @@ class World:
 
     def on_enter(self, waiting):
         """Before submission: what is armed now may come too late for what happens here."""
-        if waiting:
+        if waiting and self.phase != "log":
             self.check()
             self.next_step()
         if self.rnd.random() < 0.5:
@@ -364,6 +534,8 @@ class World:
         happened = False
         operations = list(self.kernel.operations)
         self.rnd.shuffle(operations)
+        if self.rnd.random() < 0.05:
+            self.kernel.warm -= set(self.rnd.sample(sorted(self.kernel.warm), len(self.kernel.warm) // 2))
         for operation in operations:
             if operation in self.kernel.operations and (
                     always or operation.code == abi.OP_TIMEOUT or self.rnd.random() > self.lateness):
@@ -371,16 +543,28 @@ class World:
         return happened
 
     def present(self):
-        return [*self.kernel.sockets.values(),
-                *(client for listener in self.kernel.listeners.values() for client in listener.queue)]
+        waiting = [client for listener in self.kernel.listeners.values() for client in listener.queue]
+        passed = [each.passed if isinstance(each, Datagram) else each for each in waiting]
+        return [*self.kernel.sockets.values(), *filter(None, passed)]
 
     def go_on(self, operation):
-        rnd = self.rnd
+        rnd, kernel = self.rnd, self.kernel
         if rnd.random() < self.trouble and self.phase == "busy" and not operation.held:
             if operation.code == abi.OP_ACCEPT:
-                return self.kernel.end(operation, rnd.choice((errno.EMFILE, errno.ENFILE, errno.ECONNABORTED)))
+                return kernel.end(operation, rnd.choice((errno.EMFILE, errno.ENFILE, errno.ECONNABORTED)))
+            if self.passing and operation.slot == kernel.passing:
+                return kernel.end(operation, rnd.choice((errno.ENOMEM, errno.EINTR)))
             if operation.code in STREAMS:
                 return self.break_stream(operation)
+            if operation.code == abi.OP_MADVISE:
+                kernel.sockets[operation.slot].excuse = "a disk error"
+                return kernel.end(operation, rnd.choice((errno.EFAULT, errno.EAGAIN)))
+        if operation.code == abi.OP_WRITE and rnd.random() < 3 * self.trouble and self.phase == "busy":
+            kernel.counts["the log fails"] += 1
+            return kernel.end(operation, rnd.choice((errno.EAGAIN, errno.EINTR, errno.ENOSPC, errno.EIO)))
+        if operation.code == abi.OP_MADVISE and not operation.started_work and not operation.cancelled:
+            operation.started_work = rnd.random() < 0.5
+            return False
         size = rnd.choice((1, 10, 100, 10_000, 10_000))
         more = rnd.random() > 0.05
         if operation.code in SENDS and operation.done and rnd.random() < 0.2 and self.may_fall_short(operation):
@@ -406,18 +590,15 @@ class World:
         return self.kernel.end(operation, error)
 
     def next_step(self):
-        rnd, kernel = self.rnd, self.kernel
+        rnd = self.rnd
         self.step += 1
         if rnd.random() < 0.1:
             self.pass_time(rnd.choice((0.1, 0.5, 1, 1)))
         if self.phase == "busy":
             if rnd.random() < self.busy:
-                slot = self.choose_listener()
-                queue = kernel.listeners[slot].queue
-                if len(queue) < 4:
-                    queue.append(self.new_client(slot))
-            if self.step == self.stop_step:
-                self.signal()
+                self.come()
+            if self.step in self.signals:
+                self.signal(self.signals[self.step])
             if self.step >= self.steps:
                 self.all_leave()
         else:
@@ -428,9 +609,34 @@ class World:
         due = [operation.due for operation in self.kernel.operations if operation.code == abi.OP_TIMEOUT]
         self.clock.now = min(self.clock.now + seconds, *due, self.clock.now + 1) if due else self.clock.now + 0.01
 
-    def signal(self):
-        self.signalled = self.clock.now
-        self.kernel.signals += 1
+    def signal(self, number):
+        self.all_close = True
+        if number == life.AT_ONCE:
+            self.at_once = True
+        elif number == signal.SIGTERM:
+            self.signalled = self.signalled or self.clock.now
+            if self.passing:
+                self.kernel.listeners[self.kernel.passing].shut = self.rnd.random() < 0.8
+        elif number == signal.SIGUSR2:
+            self.retired = self.clock.now
+        self.kernel.counts.update(
+            {f"{state} at signal {number}" for state in {connection.state for connection in self.worker.connections}})
+        self.kernel.signals.append(number)
+
+    def on_left(self):
+        self.left += 1
+
+    def on_publish(self):
+        """What the worker says that there is, is there."""
+        worker, counts = self.worker, self.worker.counts
+        assert worker.live == sum(getattr(counts, name) for name in set(life.GAUGE.values()))
+        assert counts.waiting == len(worker.parked)
+        self.kernel.counts["published"] += 1
+
+    def on_end_of_loop(self):
+        """What completes from now on is of no interest, but for the log."""
+        self.phase = "log"
+        self.finish_log()
 
     # the end: first all clients go, then a last one comes and is served, then the signal
 
@@ -443,28 +649,81 @@ class World:
     def after_leaving(self):
         kernel, worker = self.kernel, self.worker
         assert self.clock.now < self.deadline, f"stuck in {self.phase}: {self.describe()}"
-        if self.signalled is not None:
+        if self.signalled is not None or self.retired is not None or self.at_once:
             return
         if self.phase == "leaving" and not kernel.sockets and not any(
                 listener.queue for listener in kernel.listeners.values()):
             assert worker.live == 0 and not worker.parked, self.describe()
             self.phase, self.deadline = "last", self.clock.now + 60
             self.last = self.last_client()
+            self.clients.append(self.last)
+            self.last.source = self.last.who = b"192.0.2.77"
             kernel.listeners[worker_slot(worker)].queue.append(self.last)
-        elif self.phase == "last" and self.last.answered(False) == (1, False, b""):
+        elif self.phase == "last" and self.last.answered(self.all_close)[0] == 1:
             self.phase, self.deadline = "stopping", self.clock.now + self.limits.drain + 5
-            self.signal()
+            self.signal(signal.SIGTERM)
 
     def at_end(self):
         """After `run` has returned."""
         self.check_closed()
-        assert self.signalled is not None
+        assert self.signalled is not None or self.retired is not None or self.at_once
         drained = not self.worker.live and not self.worker.listeners
-        assert drained or self.clock.now - self.signalled >= self.limits.drain - 1, "stopped too early"
+        assert drained or self.at_once or self.signalled and self.clock.now - self.signalled >= self.limits.drain - 1
+        assert self.left == (not self.worker.listeners)
         if drained:
             assert all(connection.state is FREE for connection in self.worker.connections)
         for client in self.kernel.sockets.values():
             client.answered(True)
+        self.check_counts(drained)
+        if self.log:
+            self.check_log()
+        counts = self.worker.counts
+        for name in (*REACHED, *life.RESPONSES):
+            self.kernel.counts[name] += getattr(counts, name)
+
+    def check_counts(self, drained):
+        counts = self.worker.counts
+        self.count_sent(drained)
+        answered = Counter(status // 100 for client in self.clients
+                           for status, _, whole, _ in client.outline() if whole)
+        for i, name in enumerate(life.RESPONSES, 1):
+            assert not drained or getattr(counts, name) >= answered[i]
+        if self.log:
+            assert counts.log_lines == self.kernel.log.count(b"\n")
+            assert counts.log_lines + counts.log_dropped == sum(getattr(counts, name) for name in life.RESPONSES[1:])
+
+    def count_sent(self, drained):
+        """As many bytes as clients have had."""
+        assert not drained or self.worker.counts.bytes_sent == sum(len(client.received) for client in self.clients)
+
+    def check_log(self):
+        """A line for each response that has been begun, in whole lines, in the order of each connection."""
+        kernel, log = self.kernel, self.worker.access_log
+        assert not log.busy and not log.lines and kernel.log[-1:] in (b"", b"\n")
+        lines = {}
+        for line in bytes(kernel.log).splitlines():
+            who, *what = read_line(line, self.log)
+            lines.setdefault(who, []).append(what)
+        assert not lines.keys() - {client.who for client in self.clients}
+        if not log.dropped:
+            for client in self.clients:
+                self.compare(client, lines.get(client.who, []))
+
+    def compare(self, client, lines):
+        outline = client.outline()
+        if not client.closed and outline and len(lines) < len(outline):
+            outline.pop()                   # it was being sent at the end of the time for it
+        assert len(outline) <= len(lines) <= len(outline) + 1, (outline, lines)
+        for (status, size, whole, request), (its_status, its_size, its_request) in zip(outline, lines, strict=False):
+            assert status == its_status
+            assert size == its_size or self.may_differ(client, whole)
+            assert request in (its_request, None) or its_status in REFUSALS
+        for _, size, _ in lines[len(outline):]:
+            assert not size, "a line for what has not been sent"
+
+    def may_differ(self, client, whole):
+        """Whether the log may tell of fewer bytes of content than the client has had."""
+        return False
 
     def describe(self):
         return [(connection.slot, connection.state, connection.receiving) for connection in self.worker.connections
@@ -480,7 +739,8 @@ class World:
         armed = self.armed()
         closing = {entry.fd for entry in armed if entry.opcode == abi.OP_CLOSE}
         self.armed_users = {tuple(entry.user_data) for entry in armed}
-        fresh = {result for user, _, result, _ in unseen if user[0] & ~conn.SLOT == conn.ACCEPT and result >= 0}
+        fresh = {kernel.passed if slot == kernel.passing else result
+                 for user, slot, result, _ in unseen if user[0] & ~door.SLOT == door.ACCEPT and result >= 0}
         for connection in worker.connections:
             slot = connection.slot
             is_open = slot in kernel.sockets and slot not in fresh and slot not in closing
@@ -488,11 +748,12 @@ class World:
             live += is_open
             if is_open:
                 self.check_connection(connection, kernel.sockets[slot])
-        assert worker.live == live <= self.limits.max_connections + self.listeners
+        assert worker.live == live <= len(worker.connections)
         assert worker.stale == 0
         assert not worker.parked or live - len(worker.parked) >= self.limits.max_connections
         assert len({connection.slot for connection in worker.parked}) == len(worker.parked)
-        assert all(connection.state in (IDLE, HANDSHAKE) and not connection.receiving for connection in worker.parked)
+        assert all(connection.state in (PREFACE, IDLE, HANDSHAKE) and not connection.receiving
+                   for connection in worker.parked)
         self.check_buffers(unseen)
         self.check_closed()
         self.remember()
@@ -519,16 +780,17 @@ class World:
         assert connection.receiving == self.in_flight(connection.reads, slot), "receive"
         sending = state in (RESPONSE, INTERIM) or connection.sending
         assert sending == self.is_sending(connection), f"send in {state}"
-        assert connection.shutting == self.in_flight(conn.SHUTDOWN, slot), "shutdown"
-        if state in (IDLE, HEAD, BODY, LINGER) and connection not in self.worker.parked:
+        assert connection.shutting == self.in_flight(door.SHUTDOWN, slot), "shutdown"
+        if state in (PREFACE, IDLE, HEAD, BODY, LINGER) and connection not in self.worker.parked:
             last_words = state is LINGER and connection.at_end and connection.sending
             assert connection.receiving or last_words, f"deaf in {state}"
         if state is RESPONSE or state is INTERIM:
             assert (connection.receiving or connection.at_end or len(connection.pending) > conn.MAX_PENDING
                     or connection.plan.close)
         if state is IDLE:
-            assert not connection.pending and not connection.sent and not connection.at_end
-            assert self.worker.stop_at is None or connection.plan is None, "left idle at the end"
+            assert not connection.pending or connection in self.worker.parked
+            assert not connection.sent and not connection.at_end
+            assert not self.worker.stopping or connection.plan is None, "left idle at the end"
         if state is CLOSING:
             assert connection.receiving or connection.sending or connection.shutting, "nothing will end this"
             self.decide(client)
@@ -559,13 +821,10 @@ class World:
             self.decide(client)
             for status in re.findall(rb"HTTP/1\.1 (\d\d\d) ", client.received):
                 self.kernel.counts[f"answered {status.decode()}"] += 1
-            stopping = self.signalled is not None
-            count, closes, rest = client.answered(stopping)
-            # At the end, what was pipelined behind the response in flight is dropped; but that one is sent whole.
-            dropped = stopping and not rest
+            count, closes, rest = client.answered(self.all_close)
             self.check_farewell(client, rest)
             due = client.due()
-            assert closes or client.excuse or dropped or count >= due, (
+            assert closes or client.excuse or count >= due, (
                 f"{count} answered of {due} seen, {len(client.wanted)} wanted, {client.received[-200:]}")
         self.kernel.closed.clear()
 
@@ -575,6 +834,39 @@ class World:
     def remember(self):
         for client in self.kernel.sockets.values():
             client.seen_before, client.seen = client.seen, client.delivered
+
+
+def random_header(rnd, address):
+    """(a PROXY header, whether it says that the client is `address`, whether it is a good one)."""
+    v2 = b"\r\n\r\n\0\r\nQUIT\n"
+    inet = socket.inet_aton(address.decode()) + bytes((192, 0, 2, 1)) + struct.pack(">HH", 1234, 80)
+    return rnd.choice((
+        (b"PROXY TCP4 %b 192.0.2.1 1234 80\r\n" % address, True, True),
+        (b"PROXY UNKNOWN\r\n", False, True),
+        (b"PROXY UNKNOWN \"\\\r\n", False, True),
+        (v2 + b"\x21\x11" + struct.pack(">H", len(inet)) + inet, True, True),
+        (v2 + b"\x21\x11" + struct.pack(">H", len(inet) + 10) + inet + b"\x04\0\7" + bytes(7), True, True),
+        (v2 + b"\x20\0\0\0", False, True),
+        (b"", False, False),
+        (b"PROXY TCP4 300.0.0.1 192.0.2.1 1 2\r\n", False, False),
+        (b"PROXY UNKNOWN " + b"x" * 100, False, False),
+        (v2 + b"\x31\x11" + struct.pack(">H", len(inet)) + inet, False, False),
+    ))
+
+
+COMBINED = re.compile(rb'([^ ]+) - - \[[0-9]{2}/[A-Z][a-z]{2}/[0-9]{4}:[0-9:]{8} \+0000\] '
+                      rb'"([^"]*)" ([0-9]{3}) ([0-9]+|-) "([^"]*)" "([^"]*)"')
+
+
+def read_line(line, style):
+    """[who, status, bytes, request line] of a line of the access log."""
+    if style == "combined":
+        who, request, status, size, referer, agent = COMBINED.fullmatch(line).groups()
+        assert referer == agent == b"-"
+        return [who, int(status), int(size.replace(b"-", b"0")), request]
+    told = json.loads(line)
+    request = " ".join(filter(None, (told["method"], told["target"], told["protocol"])))
+    return [told["remote"].encode(), told["status"], told["bytes"], request.encode()]
 
 
 def worker_slot(worker):
@@ -620,9 +912,10 @@ def perform(script, clock, limits=None, listeners=1, make=make_worker, **options
         kernel.close()
 
 
-def connect(kernel, *pieces, room=10 ** 6, listener=0):
+def connect(kernel, *pieces, room=10 ** 6, listener=0, source=b"192.0.2.1"):
     """A client that is let in, and what it sends with it."""
     client = Socket()
+    client.source = source
     client.room = room
     client.incoming.extend(pieces)
     [*kernel.listeners.values()][listener].queue.append(client)
@@ -644,9 +937,22 @@ def seconds(kernel, count):
         yield from settle(kernel)
 
 
-def stop(kernel):
-    kernel.signals += 1
+def tell(kernel, number):
+    """Send the worker a signal."""
+    kernel.signals.append(number)
     yield from settle(kernel)
+
+
+def stop(kernel):
+    yield from tell(kernel, signal.SIGTERM)
+
+
+def end_at_once(kernel):
+    yield from tell(kernel, life.AT_ONCE)
+
+
+def retire(kernel):
+    yield from tell(kernel, signal.SIGUSR2)
 
 
 def statuses(client):

@@ -5,8 +5,8 @@ simulated kernel seals and opens records with the keys that it is given. So a wr
 change while they are sent, are an error at one of the ends, never unnoticed.
 """
 
-import ctypes
 import errno
+import fcntl
 import os
 import random
 import ssl
@@ -14,18 +14,17 @@ import weakref
 
 import machine
 import tlskeys
-from machine import CONTENT, FILES, MEMORY, Client, Wanted, World, content, get
-from simulated import SOL_TLS, Socket, make_ring
+from machine import ADDRESS, CONTENT, Client, Wanted, World, content, get
+from simulated import FILES_FROM, SOL_TLS, Socket, make_ring
 from tlsmemory import ALL_CIPHERS, ClientContext, Peer
 
-import abi
 import sealed
 import secure
-from archive import Redirect, Representation, Resource
-from plan import ForgetfulPlanner, Planner
+from door import SLOT
+from plan import ForgetfulPlanner
 from reply import Responder
 from secure import FLIGHT, GOODBYE, KEYS, SEALED, SecureWorker
-from state import CLOSING, HANDSHAKE, IDLE, RESPONSE, Limits, Site
+from state import CLOSING, HANDSHAKE, IDLE, PREFACE, RESPONSE, Limits, Site
 from uring import Ring
 
 LARGE = {b"/large": (500, 20_000)}          # more than one record
@@ -33,7 +32,6 @@ SMALL = {
     sealed: {"PIECE": 6000, "SEND_GRACE": 4, "FREE_BUFFERS": 2, "MEMO_PLAINTEXT": 2500},
     secure: {"ROOM_AT_ONCE": 400},
 }
-FILES_FROM = 500            # number of the archive's descriptor: none of those that slots have
 CONTEXTS = {version: ClientContext(version) for version in ("1.2", "1.3")}
 
 
@@ -42,12 +40,11 @@ class Archive:
 
     def __init__(self):
         fd = os.memfd_create("archive")
-        self.fd, self.size = ctypes.CDLL(None).fcntl(fd, 0, FILES_FROM), len(CONTENT)    # F_DUPFD
+        self.fd, self.size = fcntl.fcntl(fd, fcntl.F_DUPFD, FILES_FROM), len(CONTENT)
         os.close(fd)
         os.pwrite(self.fd, CONTENT, 0)
-        index = {path: Resource(Representation(offset, length, 0, "", b"text/plain", b'"x"'), ())
-                 for path, (offset, length) in FILES.items()}
-        self.find = {**index, b"/dir": Redirect(b"/dir/")}.get
+        self.address, self.lazy, self.copied = ADDRESS, False, False
+        self.find = machine.index().get
 
     def close(self):
         os.close(self.fd)
@@ -65,17 +62,19 @@ class Buffer(sealed.Buffer):
 
 def make_secure_worker(kernel, clock, limits, engine, listeners=1, kind=Ring, plain=0, **options):
     """A SecureWorker on `listeners` for TLS, and `plain` more without; its archive is at `worker.archive`."""
-    slots = limits.max_connections + listeners + plain
-    ring = make_ring(kernel, slots, listeners + plain, kind, **options)
+    more = {name: options.pop(name) for name in machine.MORE & options.keys()}
+    passing = more.get("passing", False)
+    slots = limits.max_connections + listeners + plain + passing
+    ring = make_ring(kernel, slots, listeners + plain + passing, kind, passing, **options)
     archive = Archive()
+    kernel.steady = lambda tag: tag & ~SLOT in (FLIGHT, SEALED, GOODBYE)
+    common = machine.common(kernel, clock, limits, archive, ring, **more)
     responder = Responder(archive, b"")
-    address = abi.address_of(MEMORY)
-    planners = [kind(address, responder.spell_out, b"tarweb", clock.time()) for kind in (Planner, ForgetfulPlanner)]
-    kernel.steady = lambda tag: tag & ~machine.conn.SLOT in (FLIGHT, SEALED, GOODBYE)
-    return SecureWorker(
-        ring, responder, planners[0], limits, list(range(slots, slots + listeners + plain)), slots + listeners + plain,
-        slots, engine=engine, archive=archive, archive_address=address,
-        plain=range(slots + listeners, slots + listeners + plain), plain_site=Site(responder, planners[1]))
+    planner = ForgetfulPlanner(common["library"], responder.spell_out, b"tarweb", clock.time())
+    worker = SecureWorker(engine=engine, plain=range(slots + listeners, slots + listeners + plain),
+                          plain_site=Site(responder, planner), **common)
+    worker.archive = archive
+    return worker
 
 
 class Tls:
@@ -194,6 +193,19 @@ class TlsClient(Tls, Client):
         self.leaves = rnd.choice((None, "notify", "notify", "notify and eof", "eof", "reset"))
         self.said_goodbye = False
 
+    def begin_with(self, header):
+        self.unsent = header + self.unsent
+        self.damage_at += len(header)
+
+    def want_nothing(self, excuse):
+        super().want_nothing(excuse)
+        self.marks = []
+
+    def give(self, size):
+        piece, self.unsent = self.unsent[:size], self.unsent[size:]
+        self.put += len(piece)
+        return piece
+
     def act(self):
         rnd = self.rnd
         self.room = max(self.room, int(2 * rnd.random() * self.reads))
@@ -295,6 +307,7 @@ class SecureWorld(World):
         Buffer.alive.clear()
         super().__init__(seed, clock, listeners=2)
         self.steps = min(self.steps, 400)
+        self.signals = {step % self.steps: number for step, number in self.signals.items()}
         self.limits.header_timeout = 8
         self.kernel.refuses = self.refuses
 
@@ -308,7 +321,8 @@ class SecureWorld(World):
         return super().ring_options() | {"entries": rnd.choice((4, 8, 64)), "buffer_size": rnd.choice((64, 512, 2048))}
 
     def choose_listener(self):
-        return list(self.kernel.listeners)[self.rnd.random() < 0.15]
+        tls, plain, *passing = self.kernel.listeners
+        return self.rnd.choices((tls, plain, *passing), (85, 15, 15)[:2 + len(passing)])[0]
 
     def new_client(self, listener):
         if listener in self.worker.plain:
@@ -323,7 +337,7 @@ class SecureWorld(World):
 
     def may_fall_short(self, operation):
         """No handshake survives it: then the connection is over."""
-        if operation.user[0] & ~machine.conn.SLOT not in (FLIGHT, KEYS):
+        if operation.user[0] & ~SLOT not in (FLIGHT, KEYS):
             return True
         if self.rnd.random() >= self.trouble or self.phase != "busy":
             return False
@@ -368,13 +382,13 @@ class SecureWorld(World):
             client.began = connection.since if connection.state is RESPONSE else self.clock.now
         super().check_connection(connection, client)
         session, state = connection.tls, connection.state
-        client.in_handshake = state is HANDSHAKE or state is not IDLE and client.decided is not None and (
+        client.in_handshake = state in (PREFACE, HANDSHAKE) or state is not IDLE and client.decided is not None and (
             getattr(client, "in_handshake", False))
         if state is HANDSHAKE and connection not in self.worker.parked:
             assert connection.receiving or connection.sending, "deaf in the handshake"
             assert not connection.receiving or not session or not session.established or session.wanted
         if session is None:
-            assert state is HANDSHAKE or not isinstance(client, TlsClient) or client.decided is not None
+            assert state in (PREFACE, HANDSHAKE) or not isinstance(client, TlsClient) or client.decided is not None
             return
         assert session.in_kernel == bool(client.tx and client.rx) or state is HANDSHAKE or connection.sending
         if session.in_kernel:
@@ -389,6 +403,13 @@ class SecureWorld(World):
     def decide(self, client):
         client.sent_at = min(client.sent_at, getattr(client, "began", client.sent_at))
         super().decide(client)
+
+    def may_differ(self, client, whole):
+        """What has gone out of a piece that was cut off is not known."""
+        return isinstance(client, TlsClient) and not whole
+
+    def count_sent(self, drained):
+        """As plaintext, where all of it has been read."""
 
     def check_farewell(self, client, rest):
         """close_notify says that all has been sent; so it is said where it has, and not where not."""

@@ -11,14 +11,18 @@ What the real kernel promises is kept, and what it asks of us is asserted:
   * msghdr and iovecs are read at submission, the bytes they point at when they are sent
   * a receive takes buffers in the ring's order, and none that was not given back
   * what is linked happens in turn, and not at all behind a failure; what is to be skipped on success says nothing then
+  * of an archive that is in memory in part only, nothing is sent that has not been brought in or looked for before
+  * what is written stays as it is until it is written
   * socket options are set, and sends that may not wait are done, while they are submitted
   * once a socket has TLS_TX and TLS_RX, records are really sealed and opened with the keys and numbers that were given
 """
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
+import socket as sockets
 import struct
 from collections import Counter, deque
 
@@ -26,6 +30,7 @@ import tlskeys
 from cryptography.exceptions import InvalidTag
 
 import abi
+import archive
 import uring
 
 RING_BYTES = 128            # heads, tails and flags, before the completion queue
@@ -33,12 +38,17 @@ SQ_HEAD, SQ_TAIL, SQ_FLAGS, CQ_HEAD, CQ_TAIL = 0, 1, 4, 16, 17        # places o
 NONEMPTY = 1 << 2           # of a receive: nothing that we look at
 RECEIVES, SENDS = (abi.OP_RECV, abi.OP_RECVMSG), (abi.OP_SEND, abi.OP_SENDMSG)
 STREAMS = RECEIVES + SENDS
+BEFORE_SENDS = abi.OP_POLL_ADD, abi.OP_MADVISE      # what a send may be linked behind, with its tag
 OPERATION = struct.Struct("=BBHiQQIIII24x")
 NO_OFFSET = (1 << 64) - 1   # of a read from what has none
 MAY_WAIT = (abi.SEND_FLAGS, abi.MSG_NOSIGNAL)
 SOL_TCP, TCP_ULP, SOL_TLS, TLS_TX, TLS_RX = 6, 31, 282, 1, 2
 SET_RECORD_TYPE, GET_RECORD_TYPE = 1, 2
 CMSG = struct.Struct("=QiiB7x")
+CMSG_RIGHTS = struct.Struct("=Qiii")
+POLLERR, POLLHUP = 8, 16
+FILES_FROM = 500            # numbers of descriptors: none of those that slots have
+PAGE = 256                  # bytes: of the archives here, a few files each
 ZERO_PAGE = 4096            # nothing is mapped below
 END = -(1 << 16)            # no errno
 
@@ -61,13 +71,24 @@ class Socket:
         self.queued = b""           # of `incoming`, where the kernel opens records
         self.records = deque()      # opened: [content, kind, bytes on the wire]
         self.unsaid = False         # something that could not wait found no room
+        self.source = b"192.0.2.1"  # whom the connection comes from, says getpeername(2)
+        self.is_stream = True
 
     def take(self, data):
         """The client takes what the server has sent."""
         self.received += data
 
 
+class Datagram:
+    """What another process passes: a Socket, or None, and bytes; `cut` where they did not fit."""
+
+    def __init__(self, passed, data=b"", cut=False):
+        self.passed, self.data, self.cut = passed, data, cut
+
+
 class Listener:
+    """A listening socket, or the one through which connections are passed; then `queue` is of Datagrams."""
+
     def __init__(self):
         self.queue = deque()
         self.shut = False
@@ -84,6 +105,7 @@ class Operation:
         self.segments = ()          # of what moves bytes
         self.control = None         # of a send: the type of its record
         self.total = self.done = 0  # bytes
+        self.started_work = False   # whether a worker thread has it: then it cannot be cancelled
         self.multishot = False
         self.cancelled = False
         self.due = 0.0              # of a timeout
@@ -121,7 +143,16 @@ class Kernel:
         self.operations = []        # in flight, oldest first
         self.unseen = deque()       # completions posted and not taken: (user, slot, result, flags)
         self.overflow = deque()
-        self.signals = 0
+        self.signals = deque()      # their numbers
+        self.passing = None         # the Listener's slot through which connections are passed
+        self.passed = None          # the slot of the latest
+        self.log = bytearray()      # what has been written
+        self.log_file = None        # a descriptor for it, of the kind that it is to be taken for
+        self.lazy = range(0)        # addresses of the archive that is in memory in part only
+        self.warm = set()           # pages of it that are
+        self.assured = {}           # page -> when it was last brought in, or found to be there
+        self.lasts = 1e9            # seconds for which that is taken to hold
+        self.stuck = ()             # codes of operations that do not go on with all others
         self.holds = lambda: False  # whether a receive takes its time between taking a buffer and completing
         self.chain = None           # what has been taken of one that is not complete
         self.refuses = lambda socket, level, name: 0    # the errno with which a socket option fails
@@ -193,6 +224,15 @@ class Kernel:
     def close(self):
         """Let go of the memory."""
         os.close(self.fd)
+        if self.log_file is not None:
+            os.close(self.log_file)
+
+    def open_log(self, is_file):
+        """A descriptor to write to: of a file, or of something like a pipe."""
+        fd = os.memfd_create("log") if is_file else os.eventfd(0)
+        self.log_file = fcntl.fcntl(fd, fcntl.F_DUPFD, FILES_FROM)
+        os.close(fd)
+        return self.log_file
 
     # completions
 
@@ -262,7 +302,7 @@ class Kernel:
 
     def begin(self, operation):
         """Do at once what is done at once; put the others among those in flight."""
-        if operation.code not in (*SENDS, abi.OP_URING_CMD):
+        if operation.code not in (*SENDS, *BEFORE_SENDS, abi.OP_URING_CMD):
             assert not operation.flags & abi.LINK and not operation.behind, "never tried in a chain"
         self.BEGINNINGS[operation.code](self, operation)
 
@@ -275,6 +315,12 @@ class Kernel:
         self.operations.append(operation)
 
     def begin_recvmsg(self, operation):
+        if operation.slot == self.passing:
+            assert not self.in_flight(operation.slot, RECEIVES) and not operation.flags
+            assert operation.message_flags == abi.MSG_CMSG_CLOEXEC
+            self.operations.append(operation)
+            self.try_at_once(operation)
+            return
         self.check_alone(operation, RECEIVES)
         assert self.sockets[operation.slot].rx and not operation.flags and not operation.message_flags
         self.operations.append(operation)
@@ -284,8 +330,32 @@ class Kernel:
         assert slot in self.sockets, f"{operation.code} on free slot {slot}"
         assert not self.in_flight(slot, codes), f"second {operation.code} on slot {slot}"
 
+    def begin_poll(self, operation):
+        self.check_alone(operation, SENDS + BEFORE_SENDS)
+        assert operation.message_flags == abi.POLLOUT and not operation.length
+        self.sockets[operation.slot].sent_at = self.clock.now
+        self.operations.append(operation)
+
+    def begin_madvise(self, operation):
+        operation.slot = operation.user[0] & (1 << 24) - 1
+        self.check_alone(operation, SENDS + BEFORE_SENDS)
+        start, size = operation.address, operation.length
+        assert operation.message_flags == abi.MADV_POPULATE_READ and size and not start % PAGE
+        assert operation.flags & abi.LINK and operation.behind, "nobody waits for it"
+        assert not operation.behind[-1].message_flags & abi.MSG_WAITALL, "it may not be there any more when there is room"
+        assert self.lazy.start <= start and start + size <= self.lazy.stop + PAGE
+        self.operations.append(operation)
+
+    def begin_write(self, operation):
+        assert operation.slot == self.log_file and operation.offset == NO_OFFSET and not operation.flags
+        operation.slot, operation.total = None, operation.length
+        assert operation.total and not [1 for other in self.operations if other.code == abi.OP_WRITE]
+        operation.segments = [(operation.address, operation.length)]
+        operation.steady = read(operation.segments, 0, operation.total)
+        self.operations.append(operation)
+
     def begin_send(self, operation):
-        self.check_alone(operation, SENDS)
+        self.check_alone(operation, SENDS + BEFORE_SENDS)
         socket, flags = self.sockets[operation.slot], operation.message_flags
         if operation.code == abi.OP_SENDMSG:
             operation.segments, operation.control = message(operation.address)
@@ -295,6 +365,7 @@ class Kernel:
         assert operation.total
         assert flags in MAY_WAIT or flags == abi.LAST_WORDS
         assert operation.control is None or socket.tx
+        self.check_warm(operation.segments)
         socket.sent_at = self.clock.now
         if socket.tx and flags & abi.MSG_WAITALL:
             self.counts["WAITALL refused"] += 1
@@ -308,6 +379,19 @@ class Kernel:
                 operation.steady = read(operation.segments, 0, operation.total)
             self.operations.append(operation)
 
+    def check_warm(self, segments):
+        """A send that has to wait for a disk keeps all others waiting."""
+        for page in {page for address, length in segments if address in self.lazy for page in pages(address, length)}:
+            assert self.clock.now - self.assured.get(page, -1e9) <= self.lasts, "sent without a look"
+
+    def in_memory(self, address, length):
+        """Whether all of it is; what is then may be sent."""
+        found = self.warm.issuperset(pages(address, length))
+        if found:
+            self.assured.update(dict.fromkeys(pages(address, length), self.clock.now))
+        self.counts["in memory" if found else "not in memory"] += 1
+        return found
+
     def send_at_once(self, operation, socket):
         self.send_step(operation, 1 << 30, False) or self.complete(operation, -errno.EAGAIN)
         if operation.done < operation.total:
@@ -320,6 +404,13 @@ class Kernel:
         operation.multishot = operation.ioprio == abi.ACCEPT_MULTISHOT
         self.counts["multishot accept" if operation.multishot else "accept"] += 1
         self.operations.append(operation)
+        self.try_at_once(operation)
+
+    def try_at_once(self, operation):
+        """An accept takes what waits before it waits itself."""
+        listener = self.listeners[operation.slot]
+        while operation in self.operations and (listener.queue or listener.shut):
+            self.go_on(operation)
 
     def begin_shutdown(self, operation):
         assert operation.slot in self.listeners or operation.slot in self.sockets
@@ -382,12 +473,17 @@ class Kernel:
         abi.OP_RECV: begin_recv, abi.OP_RECVMSG: begin_recvmsg, abi.OP_SEND: begin_send, abi.OP_SENDMSG: begin_send,
         abi.OP_ACCEPT: begin_accept, abi.OP_SHUTDOWN: begin_shutdown, abi.OP_ASYNC_CANCEL: begin_cancel,
         abi.OP_CLOSE: begin_close, abi.OP_READ: begin_read, abi.OP_TIMEOUT: begin_timeout,
-        abi.OP_URING_CMD: begin_setsockopt,
+        abi.OP_URING_CMD: begin_setsockopt, abi.OP_POLL_ADD: begin_poll, abi.OP_MADVISE: begin_madvise,
+        abi.OP_WRITE: begin_write,
     }
 
     def cancel(self, operation, target):
         for other in self.operations:
             if other.user == target and not other.cancelled:
+                if other.started_work:
+                    self.counts["cancel too late"] += 1
+                    self.post(operation.user, None, -errno.EALREADY)
+                    return
                 other.cancelled = True
                 self.counts["cancelled"] += 1
                 return
@@ -410,10 +506,12 @@ class Kernel:
 
     def go_on_all(self):
         """Let everything happen that can."""
-        for operation in list(self.operations):
-            if operation in self.operations:
-                while self.go_on(operation) and operation in self.operations:
-                    pass
+        happens = True
+        while happens:
+            happens = False
+            for operation in list(self.operations):
+                while operation in self.operations and operation.code not in self.stuck and self.go_on(operation):
+                    happens = True
 
     def go_on(self, operation, size=1 << 30, more=True):
         """Let an operation do its next step, if it can; tell whether something completed.
@@ -434,10 +532,14 @@ class Kernel:
         if not free:
             self.counts["table full"] += 1
             return self.complete(operation, -errno.ENFILE)
-        slot = self.choose_slot(free)
-        socket = self.sockets[slot] = listener.queue.popleft()
-        socket.slot = slot
+        slot = self.place(listener.queue.popleft(), self.choose_slot(free))
         return self.complete(operation, slot, abi.CQE_MORE if operation.multishot and more else 0)
+
+    def place(self, socket, slot):
+        """Give a descriptor to a socket."""
+        self.sockets[slot] = socket
+        socket.slot = slot
+        return slot
 
     def recv_step(self, operation, size, more):
         socket = self.sockets[operation.slot]
@@ -517,7 +619,42 @@ class Kernel:
                 self.open_records(socket, 1)
         return found
 
+    def pass_step(self, operation):
+        queue = self.listeners[operation.slot].queue
+        if operation.cancelled:
+            return self.complete(operation, -errno.ECANCELED)
+        if not queue and not self.listeners[operation.slot].shut:
+            return False
+        datagram = queue.popleft() if queue else Datagram(None)     # unix(7): a socket that is shut gives no bytes
+        header = abi.Msghdr.from_address(operation.address)
+        iovec = abi.Iovec.from_address(header.iov)
+        assert header.controllen == CMSG_RIGHTS.size and header.iovlen == 1 and not header.name
+        header.flags = abi.MSG_CMSG_CLOEXEC | abi.MSG_TRUNC * datagram.cut
+        header.controllen, self.passed = 0, None
+        free = [slot for slot in range(self.slots) if slot not in self.sockets]
+        if datagram.passed and not free:
+            self.counts["passed in vain"] += 1
+            header.flags |= abi.MSG_CTRUNC
+            datagram.passed.excuse, datagram.passed.closed = "no room for it", True
+        elif datagram.passed:
+            self.passed = slot = self.place(datagram.passed, self.choose_slot(free))
+            datagram.passed.delivered += len(datagram.data)
+            ctypes.memmove(header.control, CMSG_RIGHTS.pack(20, sockets.SOL_SOCKET, sockets.SCM_RIGHTS, slot), 20)
+            header.controllen = CMSG_RIGHTS.size
+        piece = datagram.data[:iovec.len]
+        ctypes.memmove(iovec.base, piece, len(piece))
+        return self.complete(operation, len(piece))
+
+    def close_at_once(self, slot):
+        """close(2), of what has never been known to the ring."""
+        socket = self.sockets.pop(slot)
+        socket.closed = True
+        socket.excuse = socket.excuse or "not let in"
+        self.closed.append(socket)
+
     def recvmsg_step(self, operation, _size, _more):
+        if operation.slot == self.passing:
+            return self.pass_step(operation)
         socket = self.sockets[operation.slot]
         if operation.cancelled:
             return self.complete(operation, -errno.ECANCELED)
@@ -563,6 +700,30 @@ class Kernel:
             self.counts["short without WAITALL"] += 1
         return bool(ends) and self.complete(operation, operation.done)
 
+    def poll_step(self, operation, _size, _more):
+        socket = self.sockets[operation.slot]
+        if operation.cancelled:
+            return self.complete(operation, -errno.ECANCELED)
+        if socket.reset:
+            return self.complete(operation, abi.POLLOUT | POLLERR | POLLHUP)
+        return socket.room > 0 and self.complete(operation, abi.POLLOUT)
+
+    def madvise_step(self, operation, _size, _more):
+        if operation.cancelled:
+            return self.complete(operation, -errno.ECANCELED)
+        brought = pages(operation.address, operation.length)
+        self.warm.update(brought)
+        self.assured.update(dict.fromkeys(brought, self.clock.now))
+        self.counts["populated"] += 1
+        return self.complete(operation, 0)
+
+    def write_step(self, operation, size, _more):
+        assert read(operation.segments, 0, operation.total) == operation.steady, "changed while being written"
+        size = min(size, operation.total)
+        self.log += operation.steady[:size]
+        self.counts["short write" if size < operation.total else "write"] += 1
+        return self.complete(operation, size)
+
     @staticmethod
     def sealed(socket, operation, data):
         """What goes over the wire."""
@@ -583,8 +744,7 @@ class Kernel:
             return self.read_file_step(operation, size)
         if not self.signals:
             return False
-        self.signals -= 1
-        ctypes.memset(operation.address, 15, 1)
+        ctypes.memset(operation.address, self.signals.popleft(), 1)
         return self.complete(operation, 1)
 
     def read_file_step(self, operation, size):
@@ -600,12 +760,17 @@ class Kernel:
 
     STEPS = {abi.OP_ACCEPT: accept_step, abi.OP_RECV: recv_step, abi.OP_SEND: send_step, abi.OP_SENDMSG: send_step,
              abi.OP_RECVMSG: recvmsg_step, abi.OP_SHUTDOWN: shutdown_step, abi.OP_READ: read_step,
-             abi.OP_TIMEOUT: timeout_step}
+             abi.OP_TIMEOUT: timeout_step, abi.OP_POLL_ADD: poll_step, abi.OP_MADVISE: madvise_step,
+             abi.OP_WRITE: write_step}
 
     def end(self, operation, result):
         """Let an operation fail with -`result` (or, a send, fall short where it has sent something)."""
         self.counts[errno.errorcode[result]] += 1
         return self.complete(operation, operation.done or -result)
+
+
+def pages(address, length):
+    return range(address // PAGE, (address + length - 1) // PAGE + 1)
 
 
 def message(address):
@@ -633,11 +798,55 @@ def read(segments, start, size):
     return found
 
 
-def make_ring(kernel, connections, listeners, kind=uring.Ring, **options):
-    """A uring.Ring on `kernel`: slots for `connections`, then `listeners` listening ones, then one for signals."""
+class Present:
+    """Stands in for what asks the system directly; `kernel` is the latest that a ring was made on."""
+
+    def __init__(self):
+        self.kernel = None
+
+    def peer_address(self, slot):
+        return self.kernel.sockets[slot].source
+
+    def is_stream(self, slot):
+        return self.kernel.sockets[slot].is_stream
+
+    def close(self, slot):
+        self.kernel.close_at_once(slot)
+
+    def in_memory(self, _fd, offset, length):
+        if length > archive.WHOLE_CHECK:
+            return False
+        return self.kernel.in_memory(self.kernel.lazy.start + offset, length)
+
+    def poll(self):
+        return Poller(self.kernel)
+
+
+class Poller:
+    """select.poll, for a listener."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def register(self, slot, events):
+        self.slot = slot
+
+    def poll(self, _timeout):
+        listener = self.kernel.listeners[self.slot]
+        return [self.slot] * bool(listener.queue or listener.shut)
+
+
+present = Present()
+
+
+def make_ring(kernel, connections, listeners, kind=uring.Ring, passing=False, **options):
+    """A uring.Ring on `kernel`: slots for `connections`, then `listeners` listening ones, then one for signals;
+    `passing`: the last listener is the socket through which connections are passed."""
     kernel.slots = connections
     kernel.listeners = {connections + i: Listener() for i in range(listeners)}
+    kernel.passing = connections + listeners - 1 if passing else None
     kernel.signal_pipe = connections + listeners
+    present.kernel = kernel
     original = uring.load_calls
     uring.load_calls = lambda use_liburing: kernel
     try:

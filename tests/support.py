@@ -149,10 +149,15 @@ class Server:
         assert self.process.poll() is None, f"the server ended with {self.process.returncode}: {self.stderr()}"
         assert "Traceback" not in self.stderr(), self.stderr()
 
+    @property
+    def workers(self):
+        """The pids of its child processes, oldest first."""
+        return children(self.pid)
+
     def anonymous_memory(self):
         """Bytes of memory of its own: without the mapped tar, which RSS would count."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", status)[1])
+        return sum(1024 * int(re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1])
+                   for pid in self.workers)
 
     def signal(self, number=signal.SIGTERM):
         self.signalled = True
@@ -184,6 +189,10 @@ class Server:
         with self.connect() as client:
             client.send(request(target, method, **headers, connection="close"))
             return client.response(method)
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def run_tarweb(*arguments, seconds=30, **options):

@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from tlsmemory import ClientContext, Peer, TestEngine
 
 import credentials
-from credentials import Credentials, CredentialsError
+from credentials import TICKET_KEYS, TICKET_PERIOD, Credentials, CredentialsError, TicketKeys
 from openssl import TLS1_2, OpenSSL
+from tls import Engine
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def openssl():
 
 
 def load(openssl, *pairs):
-    return Credentials(openssl, [(pair.cert, pair.key) for pair in pairs], TLS1_2)
+    return Credentials(openssl, [(pair.cert, pair.key) for pair in pairs], TLS1_2, TicketKeys(0))
 
 
 def certificate_for(engine, name, context=None):
@@ -275,3 +276,63 @@ def test_a_certificate_that_nobody_will_get(openssl, authority):
     assert load(openssl, nameless, named).warnings == []
     [warning] = load(openssl, named, nameless).warnings
     assert warning.startswith(f"{nameless.cert} names no host")
+
+
+# --- session tickets
+
+NOW = 1_700_000_000
+
+
+def resume(engine, context, session=None):
+    """(whether a client with this session was spared the full handshake, its session from now on)."""
+    peer, ours = Peer(context, session=session), engine.start(False)
+    said = peer.handshake()
+    while not peer.done:
+        engine.handshake(ours, said)
+        said, ours.output = peer.handshake(ours.output), b""
+    if said:                                    # TLS 1.3: the tickets come behind the client's last flight
+        engine.handshake(ours, said)
+        peer.read(ours.output)
+    engine.free(ours)
+    return peer.tls.session_reused, peer.tls.session
+
+
+def processes(openssl, pair, *tickets):
+    """Engines of processes that have these TicketKeys."""
+    return [Engine(openssl, Credentials(openssl, [(pair.cert, pair.key)], TLS1_2, keys)) for keys in tickets]
+
+
+@pytest.mark.parametrize("version", ("1.2", "1.3"))
+def test_tickets_are_good_in_all_processes_for_their_time(openssl, pairs, version):
+    secret, context = bytes(range(32)), ClientContext(version)
+    one, two, stranger = processes(openssl, pairs["p256"], TicketKeys(NOW, secret), TicketKeys(NOW, secret),
+                                   TicketKeys(NOW))
+    reused, session = resume(one, context)
+    assert not reused
+    assert resume(two, context, session)[0]
+    assert not resume(stranger, context, session)[0]
+    later = NOW + TICKET_PERIOD
+    two.credentials.renew_tickets(NOW + 1)
+    assert resume(two, context, session)[0]
+    two.credentials.renew_tickets(later)
+    reused, session = resume(two, context, session)
+    assert not reused
+    assert not resume(one, context, session)[0]
+    one.credentials.renew_tickets(later)
+    assert resume(one, context, session)[0]
+
+
+def test_ticket_keys_go_by_the_clock():
+    """Whoever looks more often, or has begun later, has the same; and none of what was before can be made of it."""
+    often, seldom = (TicketKeys(NOW, bytes(32)) for _ in range(2))
+    seen = [often.keys()]
+    for hour in range(1, 100):
+        if often.advance(NOW + 3600 * hour):
+            seen.append(often.keys())
+    assert len(set(seen)) == len(seen) == 1 + (NOW + 3600 * 99) // TICKET_PERIOD - NOW // TICKET_PERIOD
+    assert seldom.advance(NOW + 3600 * 99)
+    assert seldom.keys() == often.keys() == seen[-1]
+    assert not seldom.advance(NOW)              # a clock that is set back does not bring old ones back
+    assert seldom.keys() == seen[-1]
+    assert len(seen[0]) == TICKET_KEYS
+    assert TicketKeys(NOW).keys() != TicketKeys(NOW).keys()

@@ -11,29 +11,41 @@ MAY_IMPORT = {  # arrows run one way
     "mediatype": set(),
     "abi": set(),
     "state": set(),
+    "counters": set(),
+    "proxy": set(),
+    "systemd": set(),
     "tree": set(),
     "members": {"tree"},
     "archive": {"mediatype", "members", "tree"},
     "uring": {"abi"},
     "reply": {"http1", "archive"},
+    "redirect": {"archive", "reply"},
+    "status": {"counters", "reply"},
     "plan": {"abi", "http1", "reply"},
-    "conn": {"abi", "http1", "plan", "reply", "state", "uring"},
+    "passfd": {"abi"},
+    "door": {"abi", "passfd", "proxy", "state"},
+    "life": {"abi", "door", "state"},
+    "accesslog": {"abi"},
+    "conn": {"abi", "door", "http1", "life", "plan", "reply", "state"},
     "openssl": set(),
     "credentials": {"openssl"},
     "ktls": {"abi", "openssl", "uring"},
     "tls": {"abi", "ktls", "openssl"},
     "sealed": {"abi", "conn", "state", "tls"},
-    "secure": {"abi", "conn", "http1", "ktls", "sealed", "state", "tls"},
-    "redirect": {"archive", "reply"},
-    "proxy": set(),
-    "systemd": set(),
-    "counters": set(),
-    "status": {"counters", "reply"},
-    "tarweb": {"abi", "archive", "conn", "credentials", "ktls", "openssl", "plan", "redirect", "reply", "secure",
-               "state", "tls", "uring"},
+    "secure": {"abi", "conn", "door", "http1", "ktls", "sealed", "state", "tls"},
+    "options": {"proxy"},
+    "sites": {"abi", "archive", "members", "reply"},
+    "listeners": {"door", "options", "systemd"},
+    "generation": {"abi", "credentials", "ktls", "members", "openssl", "options", "sites"},
+    "workers": {"abi", "accesslog", "archive", "conn", "counters", "door", "life", "options", "plan", "redirect",
+                "secure", "sites", "state", "status", "tls", "uring"},
+    "supervisor": {"abi", "life"},
+    "tarweb": {"counters", "credentials", "generation", "ktls", "listeners", "members", "openssl", "options",
+               "supervisor", "systemd", "uring", "workers"},
 }
 MAY_USE_CTYPES = {"abi", "uring", "openssl", "credentials", "ktls", "tls"}  # the modules that bind C
 LONGEST_FUNCTION = 60
+LOOP, LONGEST_LOOP = ("conn", "run"), 70    # the way of nearly every request is written out in it, on one screen still
 LONGEST_MODULE = 500
 
 MODULES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
@@ -78,4 +90,5 @@ def test_length(name):
     assert len(source.splitlines()) <= LONGEST_MODULE
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno + 1 <= LONGEST_FUNCTION, node.name
+            longest = LONGEST_LOOP if (name, node.name) == LOOP else LONGEST_FUNCTION
+            assert node.end_lineno - node.lineno + 1 <= longest, node.name

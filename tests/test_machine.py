@@ -5,17 +5,21 @@ TARWEB_SEEDS=5000 runs more random schedules than usual; TARWEB_SEED=17 runs tha
 
 import errno
 import os
+import signal
 from collections import Counter
 
 import pytest
 from machine import (
-    Clock, World, connect, content, get, make_small, perform, play, seconds, settle, statuses, stop,
+    REACHED, REACHED_IN_THE_KERNEL, World, connect, content, end_at_once, get, make_clock, make_small, perform, play,
+    seconds, settle, statuses, stop,
 )
 from simulated import SENDS
 
 import abi
 import conn
-from state import IDLE, Limits
+import door
+import life
+from state import HEAD, IDLE, PREFACE, RESPONSE, Limits
 
 SEEDS = int(os.environ.get("TARWEB_SEEDS", "250"))
 SCHEDULES = [int(os.environ["TARWEB_SEED"])] if "TARWEB_SEED" in os.environ else range(SEEDS)
@@ -40,14 +44,16 @@ def test_any_schedule_with_two_listeners(small):
 def test_schedules_reach_what_they_are_for(small):
     """Else all of the above would prove little."""
     seen = Counter()
-    for seed in range(60):
+    for seed in range(120):
         small.now = 1000.0
         world = World(seed, small)
         world.run()
         seen += world.kernel.counts
         seen[world.worker.ring.__class__.__name__] += 1
-    for what in ("overflow", "cancelled", "cancel missed", "no buffers", "short", "EPIPE", "EFAULT", "EMFILE",
-                 "ECONNABORTED", "ECANCELED", "accept", "multishot accept", "Ring", "PolledRing",
+    states = [*((number, state) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+                for state in (PREFACE, IDLE, HEAD, RESPONSE)), (life.AT_ONCE, RESPONSE)]
+    for what in (*REACHED, *REACHED_IN_THE_KERNEL, "Ring", "PolledRing",
+                 *(f"{state} at signal {number}" for number, state in states),
                  *(f"answered {status}" for status in (100, 200, 204, 206, 308, 400, 404, 405, 408, 414, 431))):
         assert seen[what], (what, seen)
 
@@ -56,10 +62,8 @@ def test_schedules_reach_what_they_are_for(small):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock for conn; limits are as they are."""
-    clock = Clock()
-    monkeypatch.setattr(conn, "time", clock)
-    return clock
+    """Limits are as they are."""
+    return make_clock(monkeypatch)
 
 
 def test_request_response_and_goodbye(clock):
@@ -77,15 +81,35 @@ def test_request_response_and_goodbye(clock):
 
 
 def test_signal_closes_what_is_idle_and_ends_the_loop_at_once(clock):
-    clients = []
-
     def script(kernel, worker):
-        clients.extend((connect(kernel, get(b"/")), connect(kernel)))
+        connect(kernel, get(b"/"))
         yield from settle(kernel)
         yield from stop(kernel)
 
     assert perform(script, clock)
     assert clock.now == 1000
+
+
+@pytest.mark.parametrize("asks", (False, True))
+def test_first_request_is_on_its_way_at_the_signal(clock, asks):
+    """No client repeats one on a connection that it has just made. It is waited for, not long."""
+    def script(kernel, worker):
+        silent = connect(kernel)
+        yield from settle(kernel)
+        yield from seconds(kernel, life.FRESH + 1)
+        fresh = connect(kernel)
+        yield from settle(kernel)
+        yield from stop(kernel)
+        assert silent.closed
+        assert not fresh.closed
+        if asks:
+            fresh.incoming.append(get(b"/"))
+            yield from settle(kernel)
+            assert statuses(fresh) == [200]
+        yield from seconds(kernel, life.FRESH + 1)
+
+    assert perform(script, clock)
+    assert clock.now <= 1000 + 2 * life.FRESH + (1 if asks else 2)
 
 
 @pytest.mark.parametrize("times", (1, 5))
@@ -109,15 +133,19 @@ def test_signal_during_a_response_ends_the_loop_once_it_is_sent(clock, times):
     assert perform(script, clock), "the connection stays open, idle, for all of the time to drain"
 
 
-def test_second_signal_ends_the_loop(clock):
+@pytest.mark.parametrize("times", (0, 1, 2))
+def test_signal_to_end_at_once(clock, times):
+    """And none but that: two processes may have sent the other one."""
     def script(kernel, worker):
         connect(kernel, get(b"/big"), room=0)
         yield from settle(kernel)
-        yield from stop(kernel)
+        for _ in range(times):
+            yield from stop(kernel)
         assert worker.live == 1
-        yield from stop(kernel)
+        yield from end_at_once(kernel)
 
     assert perform(script, clock)
+    assert clock.now == 1000
 
 
 def test_drain_has_an_end(clock):
@@ -333,7 +361,7 @@ def test_half_a_request_is_answered_when_its_time_is_over(clock, start):
 
 def test_accepts_are_single_near_the_limit(clock, monkeypatch):
     """A multishot accept that is not cancelled in time must not take more than there is room for."""
-    monkeypatch.setattr(conn, "RESERVE", 3)
+    monkeypatch.setattr(door, "RESERVE", 3)
 
     def script(kernel, worker):
         armed = []
@@ -368,7 +396,7 @@ def test_parked_connection_is_dropped_at_the_signal(clock):
 
 def test_each_connection_of_a_slot_has_its_generation(clock):
     def script(kernel, worker):
-        worker.connections[0].generation = conn.GENERATIONS - 1
+        worker.connections[0].generation = door.GENERATIONS - 1
         seen = []
         for _ in range(3):
             client = connect(kernel, get(b"/"))
@@ -377,25 +405,25 @@ def test_each_connection_of_a_slot_has_its_generation(clock):
             seen.append(worker.connections[0].generation)
             client.eof = True
             yield from settle(kernel)
-        assert seen == [conn.GENERATIONS, 0, 1]
+        assert seen == [door.GENERATIONS, 0, 1]
 
     perform(script, clock)
 
 
-@pytest.mark.parametrize("kind", (conn.RECV, conn.SEND))
+@pytest.mark.parametrize("kind", (door.RECV, door.SEND))
 def test_completion_of_a_former_connection_is_dropped(clock, kind):
     """It cannot come; if it does, it touches nothing but a counter, and its buffer is not lost."""
     def script(kernel, worker):
         client = connect(kernel)
         yield from settle(kernel)
         flags = abi.CQE_BUFFER | kernel.buffer(kernel.buffer_head)[2] << abi.CQE_BUFFER_SHIFT
-        if kind == conn.RECV:
+        if kind == door.RECV:
             kernel.buffer_head += 1
         before = worker.ring.buffer_tail
-        kernel.post((kind | client.slot, 99), client.slot, 5, flags if kind == conn.RECV else 0)
+        kernel.post((kind | client.slot, 99), client.slot, 5, flags if kind == door.RECV else 0)
         yield
         assert worker.stale == 1
         assert worker.connections[client.slot].state is IDLE
-        assert worker.ring.buffer_tail - before == (kind == conn.RECV)
+        assert worker.ring.buffer_tail - before == (kind == door.RECV)
 
     perform(script, clock)

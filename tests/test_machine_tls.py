@@ -5,12 +5,13 @@ TARWEB_TLS_SEEDS=2000 runs more random schedules than usual; TARWEB_SEED=17 runs
 
 import errno
 import os
+import signal
 from collections import Counter
 
 import pytest
 import securemachine
 import tlskeys
-from machine import FILES, Clock, connect, content, get, make_small, perform, seconds, settle, statuses, stop
+from machine import FILES, connect, content, get, make_clock, make_small, perform, seconds, settle, statuses, stop
 from securemachine import SMALL, Buffer, Caller, SecureWorld, call, perform_secure
 from simulated import SENDS, SOL_TCP, SOL_TLS, TCP_ULP, TLS_RX, TLS_TX
 from tlskeys import ALERT, APPLICATION_DATA, HANDSHAKE
@@ -18,8 +19,9 @@ from tlsmemory import ALL_CIPHERS, ClientContext, TestEngine
 
 import abi
 import conn
+import life
 import sealed
-from state import FREE, IDLE, Limits
+from state import FREE, IDLE, RESPONSE, Limits
 from state import HANDSHAKE as IN_HANDSHAKE
 
 SEEDS = int(os.environ.get("TARWEB_TLS_SEEDS", "120"))
@@ -54,7 +56,7 @@ def play(seeds, clock, engine):
         except BaseException:
             print(f"TARWEB_SEED={seed}")
             raise
-        seen += world.kernel.counts + Counter(vars(world.worker.counts)) + Counter([type(world.worker.ring).__name__])
+        seen += world.kernel.counts + Counter(counts(world.worker)) + Counter([type(world.worker.ring).__name__])
     return seen
 
 
@@ -70,12 +72,16 @@ def test_any_schedule(small, credentials, block):
 
 def test_schedules_reach_what_they_are_for(small, credentials):
     """Else all of the above would prove little."""
-    seen = play(range(40), small, credentials)
+    seen = play(range(50), small, credentials)
     assert not seen["WAITALL refused"]
     assert not seen["torn chain"]
-    for what in ("in_kernel", "in_userspace", "resumed", "failed", "truncated", "notified", "not notified", "EBADMSG",
-                 f"record of type {ALERT}", f"record of type {HANDSHAKE}", "short without WAITALL",
-                 "read from the file", "broken chain", "overflow", "no buffers", "Ring", "PolledRing",
+    states = [(number, state) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+              for state in (IN_HANDSHAKE, RESPONSE)]
+    for what in ("kernel_full", "kernel_resumed", "userspace_full", "userspace_resumed", "handshakes_failed",
+                 "truncated", "notified", "not notified", "EBADMSG", f"record of type {ALERT}",
+                 f"record of type {HANDSHAKE}", "short without WAITALL", "read from the file", "broken chain",
+                 "overflow", "no buffers", "Ring", "PolledRing", "passed", "proxy_refused", "populated", "cold",
+                 *(f"{state} at signal {number}" for number, state in states),
                  *(f"answered {status}" for status in (200, 206, 308, 400, 404, 405, 408))):
         assert seen[what], (what, seen)
 
@@ -109,10 +115,8 @@ def in_userspace(credentials):
 
 @pytest.fixture
 def clock(monkeypatch, files):
-    """A clock for conn; limits are as they are."""
-    clock = Clock()
-    monkeypatch.setattr(conn, "time", clock)
-    return clock
+    """Limits are as they are."""
+    return make_clock(monkeypatch)
 
 
 each_version = pytest.mark.parametrize("version", ("1.2", "1.3"))
@@ -120,12 +124,13 @@ CLOSE = b"Connection: close\r\n"
 
 
 def counts(worker):
-    """What the last line would say, of what is not 0."""
-    return {name: count for name, count in vars(worker.counts).items() if count}
+    """What is counted of TLS, where it is not 0."""
+    names = ("kernel_full", "kernel_resumed", "userspace_full", "userspace_resumed", "handshakes_failed", "truncated")
+    return {name: count for name in names if (count := getattr(worker.counts, name))}
 
 
 def served(way, **more):
-    return {f"in_{way}": 1, **more}
+    return {f"{way}_full": 1, **more}
 
 
 def ended(worker, *clients):
@@ -251,7 +256,7 @@ def test_resumption(clock, engine, way):
             assert statuses(client) == [200]
             assert client.peer.tls.session_reused == (session is not None)
             session = client.peer.tls.session
-        assert counts(worker) == {f"in_{way}": 3, "resumed": 2}
+        assert counts(worker) == {f"{way}_full": 1, f"{way}_resumed": 2}
 
     perform_secure(script, clock, engine)
 
@@ -287,7 +292,7 @@ def test_going_in_the_handshake(clock, engine, goes, step, failed):
         setattr(client, goes, True)
         yield from settle(kernel)
         assert ended(worker, client)
-        assert counts(worker) == ({"failed": failed} if failed else {})
+        assert counts(worker) == ({"handshakes_failed": failed} if failed else {})
 
     perform_secure(script, clock, engine)
 
@@ -408,7 +413,7 @@ def test_without_the_ulp_it_is_done_in_userspace(clock, in_kernel, version, refu
         yield from settle(kernel)
         assert statuses(client) == [200, 200]
         assert client.notified
-        assert counts(worker) == {"in_userspace": 1}
+        assert counts(worker) == {"userspace_full": 1}
 
     perform_secure(script, clock, in_kernel)
 
@@ -424,7 +429,7 @@ def test_without_keys_the_connection_is_over(clock, in_kernel, version, option):
         assert ended(worker, client)
         assert not client.notified
         assert not client.alert
-        assert counts(worker) == {"failed": 1}
+        assert counts(worker) == {"handshakes_failed": 1}
         kernel.refuses = lambda *_: 0
         other = call(kernel, version=version)
         yield from settle(kernel)
@@ -454,7 +459,7 @@ def test_last_flight_cannot_be_sent(clock, in_kernel, version, result, room):
         assert ended(worker, client)
         assert not client.tx
         assert not client.rx
-        assert counts(worker) == {"failed": 1}
+        assert counts(worker) == {"handshakes_failed": 1}
 
     perform_secure(script, clock, in_kernel)
 
@@ -516,7 +521,7 @@ def test_a_chain_is_never_torn(clock, in_kernel):
         yield from settle(kernel)
         assert [statuses(client) for client in clients] == [[200]] * 20
         assert kernel.counts["torn chain"] == 0
-        assert counts(worker) == {"in_kernel": 20}
+        assert counts(worker) == {"kernel_full": 20}
 
     perform_secure(script, clock, in_kernel, entries=8)
 
@@ -828,7 +833,7 @@ def test_a_trickle_does_not_move_the_end_of_the_time(clock, engine):
             client.push(1)
             yield from seconds(kernel, 1)
         assert ended(worker, client)
-        assert counts(worker) == {"failed": 1}
+        assert counts(worker) == {"handshakes_failed": 1}
 
     perform_secure(script, clock, engine, Limits(header_timeout=4))
 
@@ -883,9 +888,10 @@ def test_reader_who_stops_is_cut_off_without_close_notify(clock, engine):
 @each_version
 @pytest.mark.parametrize("asks", (False, True))
 def test_drain_during_the_handshake(clock, engine, way, version, asks):
-    """The handshake may end, what comes with its end is answered, and then it is over."""
+    """The handshake may end, and what comes then is answered: with its end, or right behind it."""
     def script(kernel, worker):
         client = call(kernel, version=version, hold=True)
+        clients.append(client)
         client.push()
         yield from settle(kernel)
         yield from stop(kernel)
@@ -894,12 +900,17 @@ def test_drain_during_the_handshake(clock, engine, way, version, asks):
             client.say(get(b"/"))
         client.push()
         yield from settle(kernel)
-        assert statuses(client) == [200] * (version == "1.3" and asks)
-        assert client.notified
-        assert client.closed
+        if version == "1.2" and asks:
+            client.ask(get(b"/"))
+        yield from seconds(kernel, 0 if asks else life.FRESH + 1)
+        yield from settle(kernel)
 
+    clients = []
     assert perform_secure(script, clock, engine)
-    assert clock.now == 1000
+    assert clock.now <= 1000 + (0 if asks else life.FRESH + 1)
+    assert statuses(clients[0]) == [200] * asks
+    assert clients[0].notified
+    assert clients[0].closed
 
 
 def test_last_words_are_sent_though_nobody_waits_for_them(clock, engine):
@@ -909,7 +920,7 @@ def test_last_words_are_sent_though_nobody_waits_for_them(clock, engine):
     def script(kernel, worker):
         clients.extend(call(kernel) for _ in range(5))
         yield from settle(kernel)
-        for client in clients[:3]:
+        for client in clients:
             client.ask(get(b"/"))
         yield from settle(kernel)
         yield from stop(kernel)
@@ -1094,7 +1105,7 @@ def test_truncated_archive(clock, in_userspace, version, monkeypatch):
         assert statuses(late) == []
         assert statuses(small) == [200] * 3
         assert small.received.endswith(content(b"/"))
-        assert worker.faults == 3
+        assert worker.counts.faults == 3
         assert ended(worker)
 
     perform_secure(script, clock, in_userspace)

@@ -13,11 +13,11 @@ import pytest
 
 import abi
 import plan as module
-from archive import Representation
+from archive import Archive, Library, Representation
 from http1 import format_date
 from plan import (
-    EMPTY_SECONDS, MEMO_PLANS, MEMO_REQUEST, MEMO_REQUESTS, PIECE, PLAN_OVERHEAD, REQUEST_OVERHEAD, SEEN_BITS, Plan,
-    Planner, StatusHeads,
+    EMPTY_SECONDS, LAZY_MEMO, LAZY_PIECE, MEMO_PLANS, MEMO_REQUEST, MEMO_REQUESTS, PIECE, PLAN_OVERHEAD,
+    REQUEST_OVERHEAD, SEEN_BITS, WARM_SECONDS, Plan, Planner, StatusHeads,
 )
 from reply import Reply, Whole
 from tarweb import __version__
@@ -26,6 +26,8 @@ NOW = 1_700_000_000
 SERVER = b"tarweb/1"
 ARCHIVE = random.Random(5).randbytes(3 * PIECE + 17)
 BASE = abi.address_of(ARCHIVE)
+LIBRARY = Library([Archive("site.tar", -1, len(ARCHIVE), BASE)])
+TALLY = [0]
 STATUS = b"HTTP/1.1 200 OK\r\nServer: tarweb/1\r\nDate: " + format_date(NOW) + b"\r\n"
 
 
@@ -62,7 +64,8 @@ def all_sends(plan):
 
 def spelled(reply, status=STATUS):
     """The bytes of a Reply, put together the simple way."""
-    spans = (span if isinstance(span, bytes) else ARCHIVE[span[0]:span[0] + span[1]] for span in reply.body)
+    spans = (span if isinstance(span, bytes) else ARCHIVE[span[0] - BASE:span[0] - BASE + span[1]]
+             for span in reply.body)
     return b"".join((status, reply.head, *spans))
 
 
@@ -71,26 +74,31 @@ def heads():
     return StatusHeads(SERVER, NOW)
 
 
+def at(offset, length):
+    """A span of the archive."""
+    return BASE + offset, length
+
+
 HEAD = b"Content-Type: text/plain\r\n\r\n"
 REPLIES = {
     "a head alone": Reply(200, b"\r\n", (), False),
     "a text": Reply(200, HEAD, (b"text\n",), False),
-    "a file": Reply(200, HEAD, ((1000, 500),), False),
-    "the first and the last byte": Reply(200, HEAD, ((0, 1), (len(ARCHIVE) - 1, 1)), False),
-    "an empty file": Reply(200, HEAD, ((1000, 0),), False),
-    "parts": Reply(200, HEAD, (b"one", (10, 20), b"two", (5, 10), b"three"), False),
-    "parts, some of them empty": Reply(200, HEAD, (b"one", (10, 0), b"two", (5, 10), (7, 0), b"three"), True),
+    "a file": Reply(200, HEAD, (at(1000, 500),), False),
+    "the first and the last byte": Reply(200, HEAD, (at(0, 1), at(len(ARCHIVE) - 1, 1)), False),
+    "an empty file": Reply(200, HEAD, (at(1000, 0),), False),
+    "parts": Reply(200, HEAD, (b"one", at(10, 20), b"two", at(5, 10), b"three"), False),
+    "parts, some of them empty": Reply(200, HEAD, (b"one", at(10, 0), b"two", at(5, 10), at(7, 0), b"three"), True),
     "sixteen parts": Reply(200, HEAD, tuple(
-        span for i in range(16) for span in (b"part %d" % i, (i * 1000, 100 + i))), False),
-    "a large file": Reply(200, HEAD, ((17, len(ARCHIVE) - 17),), False),
-    "large parts": Reply(200, HEAD, (b"one", (3, PIECE), b"two", (0, 2 * PIECE), b"three"), True),
+        span for i in range(16) for span in (b"part %d" % i, at(i * 1000, 100 + i))), False),
+    "a large file": Reply(200, HEAD, (at(17, len(ARCHIVE) - 17),), False),
+    "large parts": Reply(200, HEAD, (b"one", at(3, PIECE), b"two", at(0, 2 * PIECE), b"three"), True),
 }
 
 
 @pytest.mark.parametrize("case", REPLIES)
 def test_a_plan_is_the_reply(heads, case):
     reply = REPLIES[case]
-    plan = Plan(reply, heads.get(200), BASE)
+    plan = Plan(reply, heads.get(200), TALLY)
     raw = spelled(reply)
     assert plan.total == len(raw)
     assert b"".join(all_sends(plan)) == raw
@@ -100,7 +108,7 @@ def test_a_plan_is_the_reply(heads, case):
 @pytest.mark.parametrize("case", REPLIES)
 def test_a_plan_owns_just_what_is_not_in_the_archive(heads, case):
     reply = REPLIES[case]
-    plan = Plan(reply, heads.get(200), BASE)
+    plan = Plan(reply, heads.get(200), TALLY)
     places = range(plan.address, plan.address + len(plan.memory)), range(BASE, BASE + len(ARCHIVE))
     segments = message(plan.address)
     assert segments[0] == heads.get(200)
@@ -111,7 +119,7 @@ def test_a_plan_owns_just_what_is_not_in_the_archive(heads, case):
 
 @pytest.mark.parametrize("case", REPLIES)
 def test_where_to_go_on_after_any_part_was_sent(heads, case):
-    plan = Plan(REPLIES[case], heads.get(200), BASE)
+    plan = Plan(REPLIES[case], heads.get(200), TALLY)
     raw = spelled(REPLIES[case])
     edges = {edge + i for edge in (0, len(STATUS), PIECE, 2 * PIECE, 3 * PIECE, len(raw)) for i in range(-700, 700)}
     for sent in range(len(raw)) if len(raw) < 10_000 else sorted(edge for edge in edges if 0 <= edge < len(raw)):
@@ -125,7 +133,7 @@ def test_where_to_go_on_after_any_part_was_sent(heads, case):
 
 
 def test_a_piece_is_as_long_as_it_may_be(heads):
-    plan = Plan(Reply(200, HEAD, ((0, len(ARCHIVE)),), False), heads.get(200), BASE)
+    plan = Plan(Reply(200, HEAD, (at(0, len(ARCHIVE)),), False), heads.get(200), TALLY)
     sizes = list(map(len, all_sends(plan)))
     assert sizes == [PIECE, PIECE, PIECE, plan.total - 3 * PIECE]
 
@@ -133,7 +141,7 @@ def test_a_piece_is_as_long_as_it_may_be(heads):
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 def test_around_one_piece(heads, extra):
     length = PIECE - len(STATUS) - len(HEAD) + extra
-    plan = Plan(Reply(200, HEAD, ((7, length),), False), heads.get(200), BASE)
+    plan = Plan(Reply(200, HEAD, (at(7, length),), False), heads.get(200), TALLY)
     assert plan.total == PIECE + extra
     assert list(map(len, all_sends(plan))) == ([plan.total] if extra <= 0 else [PIECE, extra])
     assert plan.done == (module.NO_RESULT if extra > 0 else plan.total)
@@ -146,7 +154,7 @@ def test_a_piece_may_end_anywhere(monkeypatch, heads, at):
     size = {"in the head": len(STATUS) + 3, "at a segment's end": len(STATUS) + len(HEAD) + 3,
             "in a later segment": len(raw) - 7}[at]
     monkeypatch.setattr(module, "PIECE", size)
-    plan = Plan(reply, heads.get(200), BASE)
+    plan = Plan(reply, heads.get(200), TALLY)
     assert first_send(plan) == raw[:size]
     assert ctypes.string_at(*plan.locate(size)) == raw[size:][:plan.locate(size)[1]]
     assert plan.done == module.NO_RESULT
@@ -154,13 +162,13 @@ def test_a_piece_may_end_anywhere(monkeypatch, heads, at):
 
 def test_when_a_send_is_all_there_is_to_do(heads):
     for close, length, done in ((False, 100, True), (True, 100, False), (False, PIECE, False), (True, PIECE, False)):
-        plan = Plan(Reply(200, HEAD, ((0, length),), close), heads.get(200), BASE)
+        plan = Plan(Reply(200, HEAD, (at(0, length),), close), heads.get(200), TALLY)
         assert plan.close == close
         assert plan.done == (plan.total if done else module.NO_RESULT)
 
 
 def test_plans_keep_their_memory_where_it_is(heads):
-    plans = [Plan(reply, heads.get(200), BASE) for reply in REPLIES.values()]
+    plans = [Plan(reply, heads.get(200), TALLY) for reply in REPLIES.values()]
     gc.collect()
     churn = [bytearray(500) for _ in range(1000)]
     assert [first_send(plan) for plan in plans] == [spelled(reply)[:PIECE] for reply in REPLIES.values()]
@@ -232,7 +240,7 @@ def test_the_date_is_patched_in_place(case):
 
 def test_a_plan_takes_part_in_it(heads):
     reply = REPLIES["a file"]
-    plan = Plan(reply, heads.get(200), BASE)
+    plan = Plan(reply, heads.get(200), TALLY)
     heads.tick(MIDNIGHT + 86400)
     assert first_send(plan) == spelled(reply, expected_head(200, MIDNIGHT + 86400))
 
@@ -246,11 +254,11 @@ def spell_out(whole):
 
 @pytest.fixture
 def planner():
-    return Planner(BASE, spell_out, SERVER, NOW)
+    return Planner(LIBRARY, spell_out, SERVER, NOW)
 
 
 def whole(offset, kind=b"X: y\r\n"):
-    return Whole(Representation(offset, 100, NOW, "", kind, b'"x"'), False, b"", False)
+    return Whole(Representation(BASE + offset, 100, NOW, "", kind, b'"x"'), False, b"", False)
 
 
 def reply(number, size=0):
@@ -426,3 +434,89 @@ def test_a_memory_that_is_not_full_stays(planner):
     planner.tick(NOW + 10_000)
     assert planner.plan(whole(1)) is plan
     assert first_send(plan).startswith(expected_head(200, NOW + 10_000))
+
+
+# --- what is counted, and what the access log says
+
+@pytest.mark.parametrize("case", REPLIES)
+def test_content_is_what_lies_behind_the_header(heads, case):
+    reply = REPLIES[case]
+    plan = Plan(reply, heads.get(200), TALLY)
+    assert plan.content == len(spelled(reply)) - len(STATUS) - len(reply.head)
+
+
+def test_responses_are_counted_by_the_first_digit_of_their_status(planner):
+    for status in (100, 200, 206, 304, 404, 503):
+        plan = planner.plan(Reply(status, b"\r\n", (), False))
+        assert plan.status == status
+        assert plan.tally is planner.tallies[status // 100]
+
+
+def test_lines_go_with_the_requests_that_they_are_for(planner):
+    """When one is pushed out by another, and when all are forgotten."""
+    plan, requests = planner.plan(whole(1)), unseen(planner)
+    first, second = next(requests), next(requests)
+    for request in (first, first):
+        planner.remember(request, plan)
+    planner.lines[first] = b"line"
+    planner.request_room = 0
+    for request in (second, second):
+        planner.remember(request, plan)
+    assert set(planner.by_request) == {second}
+    assert planner.lines == {}
+    planner.lines[second] = b"line"
+    planner.forget()
+    assert planner.lines == {}
+
+
+# --- archives that are not in memory
+
+@pytest.fixture
+def lazy():
+    """A Planner for one."""
+    archive = Archive("site.tar", -1, len(ARCHIVE), BASE)
+    archive.lazy = True
+    return Planner(Library([archive]), spell_out, SERVER, NOW)
+
+
+@pytest.mark.parametrize("case", REPLIES)
+def test_smaller_pieces_are_the_same_reply(heads, case):
+    plan = Plan(REPLIES[case], heads.get(200), TALLY, lazy=True)
+    raw = spelled(REPLIES[case])
+    assert b"".join(all_sends(plan)) == raw
+    assert first_send(plan) == raw[:LAZY_PIECE]
+    sent, found = 0, []
+    while sent < plan.total:
+        piece = plan.piece(sent)
+        found += [ctypes.string_at(*span) for span in piece]
+        assert sum(length for _, length in piece) <= LAZY_PIECE
+        sent += sum(length for _, length in piece)
+    assert b"".join(found) == raw
+
+
+def test_only_what_is_in_such_an_archive_is_lazy(lazy, planner):
+    assert lazy.plan(whole(1)).lazy
+    assert not lazy.plan(reply(1)).lazy
+    assert not planner.plan(whole(1)).lazy
+
+
+@pytest.mark.parametrize(("size", "remembered"), ((1000, True), (LAZY_MEMO - 1000, True), (LAZY_MEMO, False)))
+def test_large_responses_are_not_remembered(lazy, size, remembered):
+    request = next(unseen(lazy))
+    for _ in range(3):
+        lazy.remember(request, lazy.plan(Reply(200, HEAD, (at(5, size),), False)))
+    assert (request in lazy.by_request) == remembered
+
+
+def test_requests_are_forgotten_after_a_while(lazy):
+    """So that it is looked again whether pages are there; plans stay."""
+    request = next(unseen(lazy))
+    for now in (NOW, NOW + WARM_SECONDS + 1):
+        for _ in range(2):
+            lazy.remember(request, lazy.plan(whole(1)))
+        lazy.tick(now + WARM_SECONDS)
+        assert lazy.by_request
+        lazy.tick(now + WARM_SECONDS + 1)
+        assert not lazy.by_request
+        assert lazy.by_reply
+        assert lazy.request_room == MEMO_REQUESTS

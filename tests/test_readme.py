@@ -28,6 +28,10 @@ def test_flags_are_those_of_help():
     assert said(shown) == said(readme.help_block()), "run bench/readme.py"
 
 
+def test_metrics_are_those_of_the_status_listener():
+    assert readme.metrics_block() in TEXT, "run bench/readme.py"
+
+
 def test_every_module_has_its_place_in_the_reading_order():
     order = TEXT.partition("### Reading order")[2].partition("Arrows")[0]
     assert set(re.findall(r"`(\w+\.py)`", order)) == {path.name for path in ROOT.glob("*.py")}

@@ -35,9 +35,12 @@ def load(server, seconds):
 
 def system_calls(server, seconds):
     """What strace counts while the server is under load: {name: calls}."""
-    tracer = subprocess.Popen(["strace", "-c", "-f", "-p", str(server.pid)], stderr=subprocess.PIPE, text=True)
+    pids = [server.pid, *server.workers]
+    tracer = subprocess.Popen(["strace", "-c", "-f", *(word for pid in pids for word in ("-p", str(pid)))],
+                              stderr=subprocess.PIPE, text=True)
     try:
-        assert "attached" in tracer.stderr.readline()
+        for _ in pids:
+            assert "attached" in tracer.stderr.readline()
         load(server, seconds)
     finally:
         tracer.send_signal(signal.SIGINT)

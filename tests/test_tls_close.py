@@ -6,6 +6,7 @@ Client.at_end() and Client.rest() raise Truncated here if the server closes with
 import itertools
 import os
 import shutil
+import signal
 
 import pytest
 from support import FILES, build_tar, noise, request, wait_until
@@ -246,7 +247,7 @@ def test_truncated_is_what_the_tests_would_see(start_tls, site):
     server = start_tls(site, *NO_HURRY)
     with server.connect() as client:
         assert client.ask("/next").status == 200
-        server.process.kill()
-        server.process.wait()
+        for worker in server.workers:
+            os.kill(worker, signal.SIGKILL)
         with pytest.raises(Truncated):
             client.at_end()

@@ -1,8 +1,10 @@
 """The ring, on the real kernel: each operation, both queues at their ends, and what is said when it fails."""
 
+import contextlib
 import ctypes
 import errno
 import io
+import mmap
 import os
 import platform
 import random
@@ -326,7 +328,7 @@ def test_shutdown_of_one_side(ring, listener):
 def test_shutdown_of_a_listener_ends_its_accept(ring, listener):
     ring.arm_accept(5, listener.fileno(), True)
     assert take(ring, 1, seconds=0.1) == []
-    ring.arm_shutdown(6, 0, listener.fileno(), abi.SHUT_RD)
+    ring.arm_shutdown(6, 0, listener.fileno(), socket.SHUT_RD)
     assert sorted(take(ring, 2)) == [(5, 0, -errno.EINVAL, 0), (6, 0, 0, 0)]
 
 
@@ -514,6 +516,132 @@ def test_an_option_of_a_name(ring, slot):
     assert take(ring, 1) == [(6, 5, 0, 0)]
     with socket.socket(fileno=os.dup(slot)) as sock:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"reno"
+
+
+# --- what an archive that is not in memory stands on: poll, madvise and a send in one chain
+
+@pytest.fixture
+def mapped(tmp_path):
+    """(address, path) of three pages of a file, two of which are there no more."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * (3 * mmap.PAGESIZE // 256))
+    with path.open("rb") as file:
+        address = abi.map_file(file.fileno(), 3 * mmap.PAGESIZE)
+    os.truncate(path, mmap.PAGESIZE)
+    yield address, path
+    abi.unmap_file(address, 3 * mmap.PAGESIZE)
+
+
+def test_poll(ring, slot):
+    ring.arm_poll(3, 4, slot, abi.POLLOUT)
+    [(tag, generation, events, flags)] = take(ring, 1)
+    assert (tag, generation, flags) == (3, 4, 0)
+    assert events & abi.POLLOUT
+
+
+def test_poll_waits_and_is_cancelled(ring):
+    end, other = os.pipe()
+    try:
+        ring.arm_poll(3, 4, end, abi.POLLIN)
+        assert take(ring, 1, seconds=0.06) == []
+        os.write(other, b"x")
+        assert take(ring, 1) == [(3, 4, abi.POLLIN, 0)]
+        os.read(end, 1)
+        ring.arm_poll(3, 4, end, abi.POLLIN)
+        ring.arm_cancel(5, 3, 4)
+        assert all_of(ring, 1) == [(3, 4, -errno.ECANCELED, 0)]
+    finally:
+        os.close(end)
+        os.close(other)
+
+
+@pytest.mark.parametrize(("page", "result"), ((0, 0), (1, -errno.EFAULT)))
+def test_madvise_brings_pages_in(ring, mapped, page, result):
+    """Or tells where the file has none any more; and that is no SIGBUS."""
+    ring.arm_madvise(3, 4, mapped[0] + page * mmap.PAGESIZE, mmap.PAGESIZE, abi.MADV_POPULATE_READ)
+    assert take(ring, 1) == [(3, 4, result, 0)]
+
+
+def warm(ring, slot, address, length):
+    """What Worker.warm and send_piece arm."""
+    ring.reserve(3)
+    ring.arm_poll(3, 4, slot, abi.POLLOUT, LINKED)
+    ring.arm_madvise(3, 4, address & -mmap.PAGESIZE, address % mmap.PAGESIZE + length, abi.MADV_POPULATE_READ, LINKED)
+    ring.arm_send(3, 4, slot, address, length, abi.MSG_NOSIGNAL)
+
+
+@pytest.mark.parametrize("page", (0, 1))
+def test_pages_and_then_a_send_complete_once(ring, listener, mapped, page):
+    client, slot = accept(ring, listener)
+    with client:
+        warm(ring, slot, mapped[0] + page * mmap.PAGESIZE + 7, 100)
+        assert take(ring, 2, seconds=0.2) == [(3, 4, -errno.EFAULT if page else 100, 0)]
+        os.close(slot)
+        assert client.recv(200) == (b"" if page else bytes(range(7, 107)))
+
+
+def test_a_chain_that_waits_for_room_is_cancelled_once(ring, listener, mapped):
+    client, slot = accept(ring, listener)
+    with client, socket.socket(fileno=os.dup(slot)) as ours:
+        ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(1 << 20))
+        ours.setblocking(True)
+        warm(ring, slot, mapped[0], 100)
+        assert take(ring, 1, seconds=0.06) == []
+        ring.arm_cancel(5, 3, 4)
+        assert take(ring, 2, seconds=0.2) == [(3, 4, -errno.ECANCELED, 0)]
+    os.close(slot)
+
+
+# --- what the access log stands on
+
+def test_write_goes_to_the_end_of_a_file(ring, tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"before\n")
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    for line in (b"one\n", b"two\n"):
+        ring.arm_write(3, fd, abi.address_of(line), len(line))
+        assert take(ring, 1) == [(3, 0, len(line), 0)]
+    os.close(fd)
+    assert path.read_bytes() == b"before\none\ntwo\n"
+
+
+def test_write_into_a_pipe_waits_for_room(ring):
+    end, other = os.pipe()
+    os.set_blocking(other, False)
+    size = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            size += os.write(other, bytes(1 << 16))
+    os.set_blocking(other, True)
+    line = b"line\n"
+    ring.arm_write(3, other, abi.address_of(line), len(line))
+    assert take(ring, 1, seconds=0.06) == []
+    while size:
+        size -= len(os.read(end, size))
+    assert take(ring, 1) == [(3, 0, 5, 0)]
+    assert os.read(end, 100) == line
+    os.close(end)
+    ring.arm_write(3, other, abi.address_of(line), len(line))
+    assert take(ring, 1) == [(3, 0, -errno.EPIPE, 0)]
+    os.close(other)
+
+
+# --- what leaving a listener stands on
+
+def test_an_accept_with_its_cancel_takes_what_waits(ring, listener):
+    """It is tried when it is submitted; only where nobody waits is there anything to cancel."""
+    with connect(listener):
+        ring.arm_accept(3, listener.fileno(), False)
+        ring.arm_cancel(5, 3, 0)
+        found = {tag: result for tag, _, result, _ in take(ring, 2)}
+        assert found[5] == -errno.ENOENT
+        os.close(found[3])
+    ring.arm_accept(3, listener.fileno(), False)
+    ring.arm_cancel(5, 3, 0)
+    assert take(ring, 2, seconds=0.1) == [(3, 0, -errno.ECANCELED, 0)]
 
 
 # --- chains: the facts that the hand-over to the kernel's TLS stands on
@@ -991,7 +1119,10 @@ CONSTANTS = {
         "SQ_NEED_WAKEUP", "SQ_CQ_OVERFLOW", "REGISTER_PROBE",
         "REGISTER_PBUF_RING")},
     "MSG_WAITALL": abi.MSG_WAITALL, "MSG_DONTWAIT": abi.MSG_DONTWAIT, "MSG_NOSIGNAL": abi.MSG_NOSIGNAL,
-    "SHUT_RD": abi.SHUT_RD, "SHUT_WR": abi.SHUT_WR,
+    "SHUT_WR": abi.SHUT_WR, "MSG_TRUNC": abi.MSG_TRUNC, "MSG_CTRUNC": abi.MSG_CTRUNC,
+    "MSG_CMSG_CLOEXEC": abi.MSG_CMSG_CLOEXEC, "IN_MODIFY": abi.IN_MODIFY, "IN_NONBLOCK": abi.IN_NONBLOCK,
+    "IN_CLOEXEC": abi.IN_CLOEXEC, "PR_SET_PDEATHSIG": abi.PR_SET_PDEATHSIG, "MAP_HUGETLB": abi.MAP_HUGETLB,
+    "MAP_HUGE_SHIFT": abi.MAP_HUGE_SHIFT,
     "__NR_io_uring_setup": abi.SYS_SETUP, "__NR_io_uring_enter": abi.SYS_ENTER,
     "__NR_io_uring_register": abi.SYS_REGISTER, "MADV_POPULATE_READ": abi.MADV_POPULATE_READ,
     "IO_URING_OP_SUPPORTED": 1,
@@ -1057,8 +1188,8 @@ def expressions():
     return found
 
 
-HEADERS = ("stddef.h", "stdio.h", "sys/mman.h", "sys/socket.h", "sys/syscall.h", "sys/uio.h", "linux/mman.h",
-           "linux/io_uring.h")
+HEADERS = ("stddef.h", "stdio.h", "sys/inotify.h", "sys/mman.h", "sys/socket.h", "sys/syscall.h", "sys/uio.h",
+           "linux/mman.h", "linux/prctl.h", "linux/io_uring.h")
 
 
 def header_can_do(compiler, name="IORING_SETUP_DEFER_TASKRUN"):

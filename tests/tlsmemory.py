@@ -8,7 +8,7 @@ import ssl
 import tlskeys
 
 import ktls
-from credentials import Credentials
+from credentials import Credentials, TicketKeys
 from openssl import OpenSSL
 from openssl import TLS1_2 as LEAST
 from tls import Engine
@@ -138,7 +138,8 @@ class TestEngine(Engine):
 
     def __init__(self, pairs, kernel_ciphers=ALL_CIPHERS, least=LEAST):
         openssl = CountingOpenSSL()
-        super().__init__(openssl, Credentials(openssl, pairs, least, bool(kernel_ciphers)), kernel_ciphers)
+        credentials = Credentials(openssl, pairs, least, TicketKeys(0), bool(kernel_ciphers))
+        super().__init__(openssl, credentials, kernel_ciphers)
 
     def another(self, kernel_ciphers):
         """A new one with the same credentials."""

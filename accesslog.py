@@ -1,0 +1,166 @@
+"""The access log: a line for each response, gathered, and written in batches through the ring.
+
+A line has three parts: who asked, when the response was sent, and the rest, which depends on request and response
+alone and can be remembered with them. No byte of a client's can break a line or leave its field.
+"""
+
+import errno
+import json
+import logging
+import os
+import re
+import stat
+import time
+
+from abi import address_of
+
+log = logging.getLogger("tarweb")
+
+MAX_WAITING = 1 << 20           # bytes that wait to be written; beyond that new lines are dropped
+LARGEST_WRITE = 256 * 1024      # bytes written at once to a file
+PIPE_BUF = 4096                 # bytes that are written at once to a pipe, or not at all (pipe(7)): a line's limit
+MAX_TARGET, MAX_FIELD = 1500, 700               # bytes of a request line and of each field in a line, escaped
+ENOUGH = 900                    # parts of lines that are worth a write
+PASSING = errno.EAGAIN, errno.EINTR, errno.ECANCELED
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+REFERER = re.compile(rb"\r\nreferer:[ \t]*([^\r\n]*)", re.IGNORECASE)
+USER_AGENT = re.compile(rb"\r\nuser-agent:[ \t]*([^\r\n]*)", re.IGNORECASE)
+HOST = re.compile(rb"\r\nhost:[ \t]*([^\r\n]*)", re.IGNORECASE)
+UNSAFE = re.compile(rb'[^ !#-\[\]-~]')          # control characters, quote, backslash, all that is not ASCII
+
+
+class AccessLog:
+    """Writes to descriptor `fd` in `style`, "combined" or "json"; writes complete with `tag`: then `on_written`.
+
+    The loop adds to `lines` three parts for each response, and calls `flush` when there are more than `enough`.
+    written, dropped: lines. busy: whether something is being written, or waits to be.
+    """
+
+    enough = ENOUGH
+
+    def __init__(self, ring, fd, style, tag):
+        self.ring, self.fd, self.tag = ring, fd, tag
+        self.json = style == "json"
+        self.at_once = LARGEST_WRITE if stat.S_ISREG(os.fstat(fd).st_mode) else PIPE_BUF
+        self.lines: list[bytes] = []
+        self.waiting = bytearray()      # whole lines, but perhaps for the first, of which a part is written
+        self.in_flight = b""            # kept alive for the kernel
+        self.begun = False              # whether the front of `waiting` is the rest of a line
+        self.failing = False
+        self.written = self.dropped = 0
+        self.set_date(time.time())
+
+    # lines
+
+    def who(self, address):
+        """The first part, for a client's address as text; b"" stands for a unix socket's."""
+        if self.json:
+            return b'{"remote":"%b","time":"' % (address or b"unix:")
+        return (address or b"unix:") + b" - - ["
+
+    def set_date(self, now):
+        day = time.gmtime(now)
+        layout = '%Y-%m-%dT%H:%M:%SZ",' if self.json else f"%d/{MONTHS[day.tm_mon - 1]}/%Y:%H:%M:%S +0000] "
+        self.date = time.strftime(layout, day).encode()
+
+    def describe(self, head, status, size):
+        """The third part, for a request head as it came, perhaps cut off, and `size` bytes of content sent."""
+        line = head.partition(b"\r\n")[0]
+        referer, agent = (field.search(head) for field in (REFERER, USER_AGENT))
+        if self.json:
+            return self.as_json(line, HOST.search(head), status, size, referer, agent)
+        return b'"%b" %d %b "%b" "%b"\n' % (
+            clean(line, MAX_TARGET) or b"-", status, b"%d" % size if size else b"-",
+            clean(referer[1], MAX_FIELD) if referer else b"-", clean(agent[1], MAX_FIELD) if agent else b"-")
+
+    def as_json(self, line, host, status, size, referer, agent):
+        method, _, rest = line.partition(b" ")
+        target, _, protocol = rest.rpartition(b" ")
+        if not target:
+            method, target, protocol = b"", line, b""           # malformed: all of it
+        fields = {"method": text(method, 40), "target": text(target, MAX_TARGET), "protocol": text(protocol, 40),
+                  "host": text(host[1], 260) if host else None, "status": status, "bytes": size,
+                  "referer": text(referer[1], MAX_FIELD) if referer else None,
+                  "agent": text(agent[1], MAX_FIELD) if agent else None}
+        return json.dumps(fields, separators=(",", ":")).encode()[1:] + b"\n"
+
+    # writing
+
+    @property
+    def busy(self):
+        return bool(self.in_flight or self.waiting)
+
+    def tick(self, now):
+        self.set_date(now)
+        self.flush()
+
+    def flush(self):
+        """Write what there is, unless that is being done."""
+        if self.lines:
+            self.add(b"".join(self.lines))
+            self.lines.clear()
+        if self.waiting and not self.in_flight:
+            self.write()
+
+    def add(self, data):
+        """Have `data` wait, or as many lines of it as there is room for."""
+        room = max(0, MAX_WAITING - len(self.waiting))
+        if len(data) > room:
+            kept = data.rfind(b"\n", 0, room) + 1
+            self.dropped += data.count(b"\n", kept)
+            data = data[:kept]
+        self.waiting += data
+
+    def write(self):
+        """As many whole lines as go at once."""
+        size = len(self.waiting)
+        if size > self.at_once:
+            size = self.waiting.rfind(b"\n", 0, self.at_once) + 1 or self.waiting.find(b"\n") + 1
+        self.in_flight = bytes(self.waiting[:size])
+        del self.waiting[:size]
+        self.ring.arm_write(self.tag, self.fd, address_of(self.in_flight), size)
+
+    def on_written(self, result):
+        data, self.in_flight = self.in_flight, b""
+        if result > 0:
+            self.written += data.count(b"\n", 0, result)
+            self.begun = data[result - 1:result] != b"\n"
+            self.failing = False
+            data = data[result:]
+        self.waiting[:0] = data
+        if result > 0:
+            if self.waiting:                # `lines` wait for more of them
+                self.write()
+        elif -result not in PASSING:        # else the next tick tries again
+            self.on_failure(-result)
+
+    def on_failure(self, error):
+        """Drop what waits, but for the rest of a line that has been begun: it is written first, if anything ever is."""
+        if not self.failing:
+            log.warning("access log: %s: lines are dropped until it can be written to", os.strerror(error or errno.EIO))
+        self.failing = True
+        kept = self.waiting.find(b"\n") + 1 if self.begun else 0
+        self.dropped += self.waiting.count(b"\n", kept)
+        del self.waiting[kept:]
+
+
+def clean(value, limit):
+    """`value` in at most `limit` bytes of ASCII, none of which ends a quoted field; what is cut is cut between two."""
+    value = value[:limit]
+    if not UNSAFE.search(value):
+        return value
+    escaped = UNSAFE.sub(lambda match: b"\\x%02X" % match[0][0], value)
+    last = escaped.rfind(b"\\", 0, limit)
+    return escaped[:last if last > limit - 4 else limit]
+
+
+def text(value, limit):
+    """`value` as text that takes at most `limit` bytes in JSON."""
+    value = value[:limit]
+    if not UNSAFE.search(value):
+        return value.decode()
+    decoded = value.decode("utf-8", "backslashreplace")
+    while len(json.dumps(decoded)) > limit + len('""'):
+        decoded = decoded[:len(decoded) * 3 // 4]
+    return decoded

@@ -1,0 +1,224 @@
+"""The sockets that connections come in by: opened once, by the parent, and kept over all reloads.
+
+A TCP address has a socket for each worker (SO_REUSEPORT), over which the kernel spreads connections; the workers of
+the next generation take up the same ones, so what waits in a queue is not lost. Unix sockets, and those that systemd
+opened, are one for all workers.
+"""
+
+import contextlib
+import errno
+import grp
+import os
+import socket
+import stat
+
+from door import BACKLOG
+from options import Tcp, Unix, UsageError
+from systemd import listen_fds
+
+
+class Listeners:
+    """All that one server listens on.
+
+    site, redirect: for each address a list of sockets, one for each worker or one for all. status: a list of sockets.
+    passing: a datagram socket or None. Raises UsageError, OSError.
+    """
+
+    def __init__(self, arguments):
+        self.workers = arguments.threads
+        self.site: list[list[socket.socket]] = []
+        self.redirect: list[list[socket.socket]] = []
+        self.status: list[socket.socket] = []
+        self.passing: socket.socket | None = None
+        self.inherited: list[socket.socket] = []
+        self.paths: dict[socket.socket, str] = {}       # of unix sockets, to be removed at the end
+        try:
+            self.open_all(arguments)
+        except BaseException:
+            self.close()
+            raise
+
+    def open_all(self, arguments):
+        self.inherit()
+        if not self.site:                       # else systemd has the say
+            self.site = ([self.open(address, "--listen") for address in arguments.listen]
+                         or [self.open_default(8443 if arguments.tls_cert else 8080)])
+        if self.redirect and not arguments.tls_cert:
+            raise UsageError("systemd passed a socket named redirect: that needs --tls-cert and --tls-key")
+        if arguments.redirect_http and not self.redirect:
+            self.redirect = [self.open(arguments.redirect_http, "--redirect-http")]
+        if arguments.status and not self.status:
+            self.status = self.open(arguments.status, "--status", 1)
+        if arguments.passfd:
+            self.passing = self.open_passing(arguments)
+
+    def inherit(self):
+        """Take over what systemd has opened (sd_listen_fds(3)); the sockets' names say what for."""
+        try:
+            found = listen_fds(os.environ, os.getpid())
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        for fd, name in found:
+            listener = inherited(fd, name)
+            self.inherited.append(listener)
+            if name == "status":
+                self.status.append(listener)
+            else:
+                (self.redirect if name == "redirect" else self.site).append([listener])
+
+    # opening
+
+    def open(self, address, flag, count=None):
+        """Sockets that listen on a Tcp or Unix address, which was given with `flag`."""
+        if isinstance(address, Unix):
+            return [self.open_unix(address, flag, socket.SOCK_STREAM)]
+        return open_tcp(address, count or self.workers, flag)
+
+    def open_default(self, port):
+        """All addresses; where there is no IPv6, those of IPv4."""
+        try:
+            return open_tcp(Tcp("", port), self.workers, "--listen")
+        except OSError as error:
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+        return open_tcp(Tcp("0.0.0.0", port), self.workers, "--listen")
+
+    def open_unix(self, address, flag, kind):
+        """A socket at a path. One that nobody listens on any more is replaced."""
+        path, mode = address
+        remove_stale(path, flag, kind)
+        listener = socket.socket(socket.AF_UNIX, kind)
+        umask = os.umask(0o777 & ~mode)
+        try:
+            listener.bind(path)
+        except OSError as error:
+            raise OSError(error.errno, f"{flag}: cannot listen on {path}: {error.strerror}") from None
+        finally:
+            os.umask(umask)
+        self.paths[listener] = path
+        if kind == socket.SOCK_STREAM:
+            listener.listen(BACKLOG)
+        return listener
+
+    def open_passing(self, arguments):
+        passing = self.open_unix(Unix(arguments.passfd, arguments.passfd_perms), "--passfd", socket.SOCK_DGRAM)
+        if arguments.passfd_group_name:
+            try:
+                group = grp.getgrnam(arguments.passfd_group_name).gr_gid
+                os.chown(arguments.passfd, -1, group)
+            except KeyError:
+                raise UsageError(f"--passfd-group-name: there is no group {arguments.passfd_group_name!r}") from None
+            except OSError as error:
+                raise UsageError(f"--passfd-group-name {arguments.passfd_group_name}: {error.strerror}") from None
+        return passing
+
+    # using
+
+    def of(self, worker):
+        """(site, redirect): the sockets that the worker of this number accepts from."""
+        def own(addresses):
+            return [sockets[worker % len(sockets)] for sockets in addresses]
+        return own(self.site), own(self.redirect)
+
+    def close_site(self):
+        """Have nobody come in any more, by those that are ours; but leave the status listener."""
+        for sockets in (*self.site, *self.redirect):
+            self.close_all(sockets)
+        self.close_all([self.passing] if self.passing else [])
+
+    def close(self):
+        self.close_site()
+        self.close_all([*self.status, *self.paths])
+
+    def close_all(self, sockets):
+        for listener in sockets:
+            if listener not in self.inherited:
+                with contextlib.suppress(OSError):
+                    listener.shutdown(socket.SHUT_RDWR)
+                path = self.paths.pop(listener, None)
+                if path:
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
+
+    def https_port(self):
+        """Where a redirect to HTTPS leads."""
+        ports = [sockets[0].getsockname()[1] for sockets in self.site if sockets[0].family != socket.AF_UNIX]
+        return ports[0] if ports else 443
+
+    def urls(self, scheme):
+        """What to type into a browser on this machine, for each address of the site."""
+        return [url(sockets[0], scheme) for sockets in self.site]
+
+
+def inherited(fd, name):
+    """The listening socket that systemd has passed as descriptor `fd`. Raises UsageError."""
+    with contextlib.suppress(OSError):
+        listener = socket.socket(fileno=fd)
+        if listener.type == socket.SOCK_STREAM and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            listener.setblocking(True)
+            without_delay(listener)
+            return listener
+    raise UsageError(f"descriptor {fd} ({name}) passed by systemd is no listening stream socket")
+
+
+def open_tcp(address, count, flag):
+    """`count` listening TCP sockets, over which the kernel spreads connections. Raises UsageError, OSError."""
+    host, port = address
+    try:
+        found = socket.getaddrinfo(host or "::", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise UsageError(f"{flag}: {host!r} is no address of this machine: {error.strerror}") from None
+    family, _, _, _, where = found[0]
+    sockets = []
+    for _ in range(count):
+        sockets.append(listen(family, where, share=count > 1))
+        where = (where[0], sockets[0].getsockname()[1], *where[2:])
+    return sockets
+
+
+def listen(family, where, share):
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if share:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    without_delay(listener)
+    try:
+        listener.bind(where)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {where[0]} port {where[1]}: {error.strerror}") from None
+    listener.listen(BACKLOG)
+    return listener
+
+
+def without_delay(listener):
+    """Accepted sockets inherit it: a response is one send, and the next must not wait for its acknowledgement."""
+    if listener.family != socket.AF_UNIX:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def remove_stale(path, flag, kind):
+    """Remove a socket that its process has left behind. Raises UsageError where something else is in the way."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise UsageError(f"{flag}: {path} is there already, and no socket: move it away, or take another path")
+        with socket.socket(socket.AF_UNIX, kind) as probe:
+            probe.connect(path)
+        raise UsageError(f"{flag}: {path} is in use by another process")
+    except ConnectionRefusedError:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UsageError(f"{flag}: {path}: {error.strerror}") from None
+
+
+def url(listener, scheme):
+    """What to type into a browser on this machine."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
+    host, port = listener.getsockname()[:2]
+    if host in ("::", "0.0.0.0"):
+        host = "localhost"
+    return f"{scheme}://[{host}]:{port}/" if ":" in host else f"{scheme}://{host}:{port}/"

@@ -1,0 +1,252 @@
+"""The command line: its flags, their types, and which of them go together."""
+
+import argparse
+import logging
+import os
+import re
+from typing import NamedTuple
+
+from proxy import Networks
+
+LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG, "trace": 5}
+
+DESCRIPTION = """\
+Serves every file in a tar over HTTP/1.1, through io_uring. Without flags it listens on port 8080 of all
+addresses and prints the URL. NAME.br, NAME.zst and NAME.gz in the tar are sent instead of NAME to clients that
+accept them; /dir/ is /dir/index.html; /404.html, if there, is what a missing page looks like."""
+
+EPILOG = """\
+examples:
+  python3 tarweb.py site.tar                          http://localhost:8080/
+  python3 tarweb.py -l 127.0.0.1:8000 site.tar        this machine only
+  python3 tarweb.py --threads auto --watch --access-log access.log --status 127.0.0.1:8081 site.tar
+  python3 tarweb.py --site example.com=a.tar --site '*.example.org=b.tar'
+  python3 tarweb.py -C fullchain.pem -P privkey.pem -l [::]:443 --redirect-http [::]:80 site.tar
+SIGHUP reloads archives and certificates, SIGUSR1 reopens the access log, SIGTERM, SIGINT and SIGQUIT end it
+once what is being sent is sent. Exit status: 0 ended so, 1 failed, 2 wrong usage."""
+
+
+HOST = r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]+\]"
+
+
+class UsageError(Exception):
+    """What was given on the command line cannot be used; the text names it and says what to do."""
+
+
+class Tcp(NamedTuple):
+    """A TCP address to listen on; an empty host is all of them."""
+    host: str
+    port: int
+
+
+class Unix(NamedTuple):
+    """The path of a socket to listen on, and its permissions."""
+    path: str
+    mode: int
+
+
+# --- types
+
+def duration(text):
+    """Seconds in "1.5s" or "500ms"."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 1.5s or 500ms")
+    return float(match[1]) / (1000 if match[2] == "ms" else 1)
+
+
+def number(low, high):
+    """An argparse type: a whole number in [low, high]."""
+    def whole(text):
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+    return whole
+
+
+def threads(text):
+    """A number of workers; "auto" is one for each CPU that this process may use."""
+    return len(os.sched_getaffinity(0)) if text == "auto" else number(1, 1024)(text)
+
+
+def tcp_address(text):
+    """Tcp of ADDR:PORT, [ADDR]:PORT or :PORT."""
+    match = re.fullmatch(r"(?:\[([^\]]*)\]|([^:\[\]]*)):([0-9]{1,5})", text)
+    if not match or int(match[3]) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ADDR:PORT: write 127.0.0.1:8080 or [::]:8080")
+    return Tcp(match[1] or match[2] or "", int(match[3]))
+
+
+def listen_address(text):
+    """Tcp, or Unix of unix:PATH or unix:PATH,MODE."""
+    if not text.startswith("unix:"):
+        return tcp_address(text)
+    path, comma, mode = text.removeprefix("unix:").partition(",")
+    return Unix(socket_path(path), permissions(mode) if comma else 0o660)
+
+
+def socket_path(text):
+    if not text or len(os.fsencode(text)) > 107:        # <sys/un.h>: 108 bytes, the last is NUL
+        raise argparse.ArgumentTypeError(f"{text!r} is no path of at most 107 bytes: write /run/tarweb.sock")
+    return text
+
+
+def permissions(text):
+    if not re.fullmatch("0?[0-7]{3}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} are no permissions: write 660")
+    return int(text, 8)
+
+
+def site(text):
+    """(host, path) of HOST=FILE.tar."""
+    host, equals, path = text.partition("=")
+    if not equals or not path or not re.fullmatch(HOST, host):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST=FILE.tar: write www.example.com=site.tar, or "
+                                         "'*.example.com=site.tar'")
+    return host.lower().removesuffix("."), path
+
+
+def field_value(text):
+    if not re.fullmatch(r"[!-~](?:[\t -~]*[!-~])?|", text):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot stand in a header field")
+    return text.encode()
+
+
+# --- flags
+
+def parse_arguments(argv, version):
+    parser = argparse.ArgumentParser("tarweb", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("tarfile", metavar="SITE.tar", nargs="?", help="an uncompressed tar; with --site, for all other hosts")
+    add("-l", "--listen", metavar="ADDR", type=listen_address, action="append", default=[],
+        help="ADDR:PORT or unix:PATH[,MODE], where to listen, repeatable; port 0 takes a free one (default: [::]:8080, "
+             "IPv4 too; with TLS [::]:8443)")
+    add("--site", metavar="HOST=FILE.tar", type=site, action="append", default=[],
+        help="the site of a host, or of *.example.com; repeatable. Other hosts get SITE.tar, or 421 without it")
+    add("--prefix", metavar="PATH", default="", help="strip this from the front of names in the tar")
+    add("--etags", choices=("on", "off"), default="on",
+        help="entity tags from file contents; off starts faster (default: on)")
+    add("--cache-control", metavar="VALUE", type=field_value, default="no-cache",
+        help='Cache-Control of every file; "" for none (default: no-cache, which is: keep, but ask if it has changed)')
+    add("--threads", metavar="N", type=threads, default=1,
+        help="worker processes, each with a ring; auto: one for each CPU (default: 1)")
+    add("--max-connections", metavar="N", type=number(1, 1 << 20),
+        help="connections at a time, for each worker; beyond it idle ones are closed, or new ones wait (default: 4096)")
+    add("-v", dest="verbose", metavar="LEVEL", choices=LEVELS, default="info",
+        help="error, warn, info, debug or trace (default: info)")
+    add("--version", action="version", version=f"tarweb {version}")
+    add_running(parser.add_argument_group("running it").add_argument)
+    add_tls(parser.add_argument_group("TLS").add_argument)
+    add_front(parser.add_argument_group("behind another server").add_argument)
+    add_patience(parser.add_argument_group("patience").add_argument)
+    add_tuning(parser.add_argument_group("tuning").add_argument)
+    arguments = parser.parse_args(argv)
+    check(parser, arguments)
+    return arguments
+
+
+def add_running(add):
+    add("--watch", action="store_true",
+        help="reload when a tar, a certificate or a key has changed and stayed so for a second")
+    add("--keep", metavar="N", type=number(0, 1000), default=0,
+        help="after a reload, the last N tars still answer for paths that the new one lacks (default: 0)")
+    add("--access-log", metavar="FILE", help="a line for each response; - is standard output (default: none)")
+    add("--log-format", choices=("combined", "json"), default="combined",
+        help="of the access log (default: combined)")
+    add("--status", metavar="ADDR", type=listen_address,
+        help="ADDR:PORT or unix:PATH[,MODE] for a page of its state, and /healthz, /readyz and /metrics (Prometheus)")
+
+
+def add_tls(add):
+    add("-C", "--tls-cert", metavar="FILE", action="append", default=[],
+        help="speak HTTPS, with this certificate and its chain (PEM); with several, the client's choice of host "
+             "decides, and the first is the default")
+    add("-P", "--tls-key", metavar="FILE", action="append", default=[],
+        help="its private key (PEM); one for each --tls-cert, in the same order")
+    add("--tls-min", choices=("1.2", "1.3"), default="1.2", help="the oldest version spoken (default: 1.2)")
+    add("--ktls", choices=("auto", "require", "off"), default="auto",
+        help="whether the kernel encrypts; else OpenSSL does, in userspace (default: auto, where the kernel can)")
+    add("--redirect-http", metavar="ADDR:PORT", type=tcp_address,
+        help="listen here too, for plain HTTP, and redirect it to HTTPS")
+    add("--acme-dir", metavar="DIR", help="answer ACME challenges there from DIR: certbot --webroot -w DIR")
+    add("--hsts", metavar="SECONDS", type=number(0, 1 << 31),
+        help="have browsers insist on HTTPS so long: Strict-Transport-Security (default: not sent)")
+
+
+def add_front(add):
+    add("--proxy-from", metavar="CIDR", action="append", default=[],
+        help="connections from this network (or unix: from unix sockets) begin with a PROXY header, v1 or v2, which "
+             "says who the client is; repeatable")
+    add("--passfd", metavar="PATH", type=socket_path,
+        help="take connections from another process, at this unix datagram socket: a descriptor (SCM_RIGHTS) and the "
+             "bytes read from it already")
+    add("--passfd-group-name", metavar="NAME", help="the group that owns it")
+    add("--passfd-perms", metavar="MODE", type=permissions, default=0o660, help="its permissions (default: 660)")
+    add("--lame-duck", metavar="SECONDS", type=number(0, 86400), default=0,
+        help="at SIGTERM first serve on this long, while /readyz says no, so that a balancer goes elsewhere "
+             "(default: 0)")
+
+
+def add_patience(add):
+    add("--header-timeout", metavar="SECONDS", type=number(1, 86400), default=10,
+        help="for a TLS handshake, and for a request to arrive (default: 10)")
+    add("--keepalive-timeout", metavar="SECONDS", type=number(1, 86400), default=60,
+        help="between requests (default: 60)")
+    add("--min-rate", metavar="BYTES", type=number(1, 1 << 30), default=1024,
+        help="cut off who reads fewer bytes than this each second (default: 1024)")
+    add("--drain", metavar="SECONDS", type=number(0, 86400), default=10,
+        help="for sending to end after SIGTERM (default: 10)")
+
+
+def add_tuning(add):
+    add("--cpu-affinity", action="store_true", help="keep each worker on a CPU of its own")
+    add("--preload", action="store_true", help="read the whole tar into memory at start, however large it is")
+    add("--hugepages", metavar="BITS", type=number(0, 30), default=0,
+        help="copy the tar into huge pages of 2^BITS bytes: 21 for 2 MiB, 30 for 1 GiB (default: 0, off)")
+    add("--ring-size", metavar="N", type=number(8, 32768), default=1024,
+        help="submission queue entries (default: 1024)")
+    add("--sqpoll-ms", metavar="N", type=number(0, 60000), default=0,
+        help="let a kernel thread take submissions, and sleep after N idle ms: under load no system calls, "
+             "at the price of a busy second core (default: 0, off)")
+    add("--busyloop", metavar="TIME", type=duration,
+        help="look for completions this long before sleeping: 1.5s, 500ms (default: 0s; with --sqpoll-ms as long)")
+    add("--no-liburing", action="store_true", help="use syscall(2) even where liburing is installed")
+
+
+# --- what goes together
+
+def check(parser, arguments):
+    """Each flag with those that it makes sense with; ends the program where not."""
+    if arguments.busyloop is None:
+        arguments.busyloop = arguments.sqpoll_ms / 1000
+    if not arguments.tarfile and not arguments.site:
+        parser.error("what is to be served? Give SITE.tar, or --site HOST=FILE.tar")
+    hosts = [host for host, _ in arguments.site]
+    for host in hosts:
+        if hosts.count(host) > 1:
+            parser.error(f"--site {host}=... is given twice")
+    arguments.sites = [*arguments.site, ("", arguments.tarfile)] if arguments.tarfile else arguments.site
+    try:
+        arguments.trusted = Networks(arguments.proxy_from) if arguments.proxy_from else None
+    except ValueError as error:
+        parser.error(f"--proxy-from: {error}")
+    if arguments.hugepages and arguments.hugepages < 12:
+        parser.error(f"--hugepages {arguments.hugepages}: that is less than an ordinary page; 21 is for 2 MiB")
+    if arguments.passfd_group_name and not arguments.passfd:
+        parser.error("--passfd-group-name is about --passfd")
+    check_tls(parser, arguments)
+
+
+def check_tls(parser, arguments):
+    if len(arguments.tls_cert) != len(arguments.tls_key):
+        parser.error(f"{len(arguments.tls_cert)} --tls-cert and {len(arguments.tls_key)} --tls-key: "
+                     "each certificate needs its key, in the same order")
+    for flag, given in (("--redirect-http", arguments.redirect_http), ("--hsts", arguments.hsts is not None),
+                        ("--ktls=require", arguments.ktls == "require"), ("--tls-min", arguments.tls_min != "1.2")):
+        if given and not arguments.tls_cert:
+            parser.error(f"{flag} is about HTTPS, which needs --tls-cert and --tls-key")
+    if arguments.acme_dir and not os.path.isdir(arguments.acme_dir):
+        parser.error(f"--acme-dir {arguments.acme_dir}: there is no such directory")
+    if arguments.acme_dir and not arguments.redirect_http:
+        parser.error("--acme-dir is for the plain listener, which needs --redirect-http: ACME asks on port 80")

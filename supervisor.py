@@ -1,0 +1,402 @@
+"""The parent: it opens everything, forks workers, replaces those that die, and whole generations of them on a reload.
+
+A generation is what one load has made (archives, TLS contexts, the access log) and the workers that serve it. The next
+one is loaded and its workers are ready before those of the one before are told to retire; if that fails, nothing has
+changed. The listening sockets belong to none of them.
+
+Facts about signals
+  * Python's handlers run between two instructions of this process, also while it loads; so SIGALRM can keep systemd's
+    watchdog content meanwhile, and SIGTERM can break a load off.
+  * Forking happens with all of them blocked: until a child has its own handlers, it would report to the parent's pipe.
+"""
+
+import contextlib
+import gc
+import logging
+import os
+import select
+import signal
+import time
+from typing import Any
+
+from abi import die_with_parent
+from life import AT_ONCE, LOOK
+
+log = logging.getLogger("tarweb")
+
+ENDING = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
+HANDLED = {*ENDING, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM}
+BLOCKED = {*HANDLED, signal.SIGUSR2, AT_ONCE, LOOK}     # while a child has no handlers yet
+STATUS = -1                     # the number of the process that answers the status listener
+YOUNG = 10                      # seconds: who dies sooner is replaced after a while only
+BACK_OFF = 0.1, 30              # seconds: the first while, and the longest; it doubles each time
+FLUX = 3                        # seconds after a write to an archive that it is looked at again and again
+LEAVE = 5                       # seconds that a reload waits for the old workers to accept no more
+OVERDUE = 5                     # seconds beyond their time after which workers that do not end are killed
+EXIT_FAILURE = 1
+
+
+class Interrupted(BaseException):
+    """Told to end while loading."""
+
+
+class Process:
+    """A child. number: of the worker among those of its generation. row: its row of the Board, None for STATUS.
+
+    tether: a pipe out of which a byte comes when it is ready, and the end when it accepts no more, or is no more.
+    """
+
+    def __init__(self, pid, number, row, generation, tether):
+        self.pid, self.number, self.row, self.generation, self.tether = pid, number, row, generation, tether
+        self.born = time.monotonic()
+        self.dismissed = False          # killed by us
+
+
+class Supervisor:
+    """Runs workers until told to end.
+
+    load(previous Generation or None, same_sites) -> a Generation. child(Generation or None, number, row, ready, left)
+    is the whole life of a child process, and gives its exit status; it calls `ready` when it takes requests, and `left`
+    when it accepts no more. introduce(Generation, its number) says on the Board what is served; on_ready(Generation) is
+    called once the first workers serve.
+    """
+
+    def __init__(self, arguments, listeners, board, notifier, load, child, introduce, on_ready):
+        self.arguments, self.listeners, self.board, self.notifier = arguments, listeners, board, notifier
+        self.load, self.child, self.introduce, self.on_ready = load, child, introduce, on_ready
+        self.generation: Any = None
+        self.number = 0                 # of the generation
+        self.processes = {}             # pid: Process
+        self.due = {}                   # number: when to fork the one that replaces a dead worker
+        self.back_off = {}              # number: how long the next one of this number waits, if it has to
+        self.loading = False
+        self.stopping = False
+        self.kill_at = None             # when those who have not ended are killed
+        self.drain_at = None            # when the lame duck's time is over
+        self.look_at = 0.0 if arguments.watch else None     # when to look whether files have changed
+        self.look_until = 0.0           # how long to go on with that
+        self.pid = os.getpid()
+        self.pipe, self.wake_end = os.pipe()
+        for end in (self.pipe, self.wake_end):
+            os.set_blocking(end, False)
+
+    # the sequence
+
+    def run(self):
+        """Load, serve, end; gives the exit status. Raises what `load` raises the first time."""
+        self.watch_signals()
+        try:
+            return self.serve()
+        finally:                            # or it would be our end, once Python has taken its handlers away
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def serve(self):
+        try:
+            generation = self.load_next(False)
+        except Interrupted:
+            return 0
+        if not self.start(generation):
+            self.end_all()
+            return EXIT_FAILURE
+        self.board.set(started=time.time())
+        self.take_over(generation)
+        if self.listeners.status:
+            self.fork(None, STATUS)
+        self.on_ready(generation)
+        self.notifier.ready(generation.words())
+        while self.serving or self.processes:
+            self.wait()
+        return 0
+
+    def wait(self):
+        """Until something happens or is due; then see to it."""
+        poller = select.poll()
+        poller.register(self.pipe, select.POLLIN)
+        if self.generation.inotify >= 0 and not self.stopping:
+            poller.register(self.generation.inotify, select.POLLIN)
+        soon = min((at for at in (*self.due.values(), self.look_at, self.drain_at, self.kill_at) if at is not None),
+                   default=None)
+        poller.poll(None if soon is None else max(0, soon - time.monotonic()) * 1000 + 1)
+        with contextlib.suppress(BlockingIOError):
+            for number in dict.fromkeys(os.read(self.pipe, 4096)):      # each once
+                self.on_signal(number)
+        self.reap()
+        self.on_time(time.monotonic())
+
+    @property
+    def serving(self):
+        """Whether requests are to be taken: not once told to stop, and the lame duck's time is over."""
+        return not self.stopping or self.drain_at is not None
+
+    # signals
+
+    def watch_signals(self):
+        signal.set_wakeup_fd(self.wake_end, warn_on_full_buffer=False)
+        for number in HANDLED:
+            signal.signal(number, self.on_signal_now)
+        if self.notifier.watchdog_seconds:
+            signal.setitimer(signal.ITIMER_REAL, self.notifier.watchdog_seconds, self.notifier.watchdog_seconds)
+
+    def on_signal_now(self, number, _frame):
+        """What cannot wait; the rest is `on_signal`, when nothing else is being done."""
+        if number == signal.SIGALRM:
+            self.notifier.watchdog()
+        elif number in ENDING and self.loading:
+            self.loading = False
+            raise Interrupted
+
+    def on_signal(self, number):
+        if number in ENDING:
+            self.stop()
+        elif number == signal.SIGHUP and not self.stopping:
+            self.reload()
+        elif number == signal.SIGUSR1 and not self.stopping:
+            self.reload(same_sites=True)    # workers have the log as they were forked with it
+
+    def on_time(self, now):
+        """What the clock brings."""
+        for number in [number for number, at in self.due.items() if at <= now and self.serving]:
+            del self.due[number]
+            process = self.fork(None if number == STATUS else self.generation, number)
+            if process is None:
+                self.due[number] = now + 1
+            elif self.stopping and number != STATUS:
+                os.kill(process.pid, signal.SIGUSR1)        # waits until it has a handler
+        if self.drain_at is not None and now >= self.drain_at:
+            self.drain()
+        if self.kill_at is not None and now >= self.kill_at:
+            self.kill_at = now + OVERDUE
+            self.tell(signal.SIGKILL)
+        if not self.serving and all(process.number == STATUS for process in self.processes.values()):
+            self.tell(signal.SIGTERM)
+        if not self.stopping:
+            self.look_at_files(now)
+        self.report(not self.stopping)
+
+    def look_at_files(self, now):
+        """Reload where they have changed. Without --watch that is of interest only while they are written to."""
+        if self.generation.in_flux():
+            self.look_until, self.look_at = now + FLUX, self.look_at or now
+        if self.look_at is None or now < self.look_at:
+            return
+        self.look_at = now + 1 if self.arguments.watch or now < self.look_until else None
+        if self.generation.changed():
+            self.reload()
+
+    # children
+
+    def fork(self, generation, number):
+        """A child that serves; gives its Process, or None where there cannot be another one."""
+        row = None
+        if number != STATUS and (row := self.board.take_row()) is None:
+            log.error("too many workers are still finishing what they were sending: no new one")
+            return None
+        tether, its_end = os.pipe()
+        signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            log.error("cannot start a worker: %s", error.strerror)
+            pid = None
+        if pid == 0:
+            self.be_child(generation, number, row, its_end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+        os.close(its_end)
+        process = Process(pid, number, row, generation, tether)
+        if pid is None:
+            self.forget(process)
+            return None
+        self.processes[pid] = process
+        return process
+
+    def be_child(self, generation, number, row, its_end):
+        """Never returns."""
+        status = EXIT_FAILURE
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for fd in (self.pipe, self.wake_end, *(process.tether for process in self.processes.values())):
+                os.close(fd)
+            die_with_parent(signal.SIGTERM)
+
+            def ready():
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+                os.write(its_end, b"1")
+                if os.getppid() != self.pid:        # it has died before we asked to be told
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            status = self.child(generation, number, row, ready, lambda: os.close(its_end))
+        finally:
+            os._exit(status)
+
+    def forget(self, process):
+        os.close(process.tether)
+        if process.row is not None:
+            self.board.free_row(process.row)
+
+    def start(self, generation):
+        """Fork all workers of a generation; tell whether all of them are ready to serve. If not, they are killed."""
+        gc.collect()
+        gc.freeze()             # in a worker the collector would write to all that is shared by then
+        processes = [self.fork(generation, number) for number in range(self.arguments.threads)]
+        ready = None not in processes and all(os.read(process.tether, 1) for process in processes)
+        if not ready:
+            for process in filter(None, processes):
+                process.dismissed = True
+            self.tell(signal.SIGKILL, generation)
+        return ready
+
+    def wait_for_leave(self, generation):
+        """Until the workers of a generation accept no more. Who has not managed that within LEAVE seconds is killed: as
+        the first to wait at a listener it would be given each connection, and do nothing with it."""
+        poller, until = select.poll(), time.monotonic() + LEAVE
+        waiting = {process.tether: process for process in self.processes.values() if process.generation is generation}
+        for tether in waiting:
+            poller.register(tether, select.POLLIN)
+        while waiting and time.monotonic() < until:
+            for tether, _ in poller.poll(1000 * LEAVE):
+                if not os.read(tether, 1):
+                    poller.unregister(tether)
+                    del waiting[tether]
+        for process in waiting.values():
+            log.error("worker %d, which was to retire, does not do anything: killed", process.pid)
+            process.dismissed = True
+            os.kill(process.pid, signal.SIGKILL)
+
+    def tell(self, number, generation=None):
+        """Send a signal to all children, or to those of one generation."""
+        for process in self.processes.values():
+            if generation is None or process.generation is generation:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+    def reap(self):
+        """See who has died."""
+        while self.processes:
+            pid, ended = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            process = self.processes.pop(pid, None)
+            if process is not None:
+                self.forget(process)
+                self.on_death(process, ended)
+
+    def on_death(self, process, ended):
+        """A worker that is still wanted is replaced."""
+        if ended:
+            self.tell(LOOK)
+        wanted = self.serving and (process.generation is self.generation or process.number == STATUS)
+        if not wanted:
+            if ended and not process.dismissed and self.kill_at is None:
+                log.warning("worker %d, which was to end, ended: %s", process.pid, words(ended))
+            return
+        now, wait = time.monotonic(), 0
+        if now - process.born < YOUNG:
+            wait = self.back_off.get(process.number, BACK_OFF[0])
+            self.back_off[process.number] = min(2 * wait, BACK_OFF[1])
+        else:
+            self.back_off.pop(process.number, None)
+        self.due[process.number] = now + wait
+        self.board.add("restarts")
+        log.error("worker %d ended: %s; another one takes its place%s", process.pid, words(ended),
+                  f" in {wait:g} s" if wait else "")
+
+    def end_all(self):
+        """Kill what is left, and wait for it."""
+        self.stopping = True
+        self.tell(signal.SIGKILL)
+        for pid in list(self.processes):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+    # generations
+
+    def load_next(self, same_sites):
+        self.loading = True
+        try:
+            return self.load(self.generation, same_sites)
+        finally:
+            self.loading = False
+
+    def reload(self, same_sites=False):
+        """Have a new generation take over; if anything is wrong with it, the present one serves on."""
+        self.notifier.reloading()
+        before = self.generation
+        try:
+            after = self.load_next(same_sites)
+        except Interrupted:
+            return
+        except Exception as error:          # whatever it is, a lack of memory too
+            self.on_reload_failure(error)
+            return
+        if not self.start(after):
+            after.close_all_but(before)
+            self.on_reload_failure("its workers did not start")
+            return
+        self.tell(signal.SIGUSR2, before)
+        self.take_over(after)
+        self.wait_for_leave(before)
+        before.close_all_but(after)
+        self.board.add("reloads")
+        self.board.set(last_reload=time.time())
+        log.info("reloaded: generation %d serves %s", self.number, after.words())
+        self.notifier.ready(after.words())
+
+    def take_over(self, generation):
+        self.generation = generation
+        self.number += 1
+        self.due = {number: at for number, at in self.due.items() if number == STATUS}
+        self.board.set(generation=self.number)
+        self.introduce(generation, self.number)
+        self.report(True)
+
+    def on_reload_failure(self, reason):
+        reason = str(reason) or type(reason).__name__
+        self.generation.failed(reason)
+        self.introduce(self.generation, self.number)
+        self.board.add("reloads_failed")
+        self.board.set(last_reload=time.time())
+        log.error("reload failed, generation %d still serves: %s", self.number, reason)
+        self.notifier.ready(f"reload failed: {reason}")
+
+    # the end
+
+    def stop(self):
+        """Drain and end, after the lame duck's time; each further time, go on to the next of these at once."""
+        if self.stopping:
+            if self.drain_at is None:
+                self.tell(AT_ONCE)
+            else:
+                self.drain()
+            return
+        self.stopping = True
+        self.look_at = None
+        self.notifier.stopping()
+        self.report(False)
+        if self.arguments.lame_duck:
+            self.drain_at = time.monotonic() + self.arguments.lame_duck
+            self.tell(signal.SIGUSR1)
+        else:
+            self.drain()
+
+    def drain(self):
+        self.drain_at, self.due = None, {}
+        self.kill_at = time.monotonic() + self.arguments.drain + OVERDUE
+        for process in self.processes.values():
+            if process.number != STATUS:
+                os.kill(process.pid, signal.SIGTERM)
+        self.listeners.close_site()
+
+    def report(self, ready):
+        """Say on the Board how it is."""
+        serving = sum(process.generation is self.generation and process.number != STATUS
+                      for process in self.processes.values())
+        status = sum(process.number == STATUS for process in self.processes.values())
+        self.board.set(ready=ready and serving > 0, stopping=self.stopping, workers=serving,
+                       draining=len(self.processes) - serving - status)
+
+
+def words(ended):
+    """What os.wait says of a process's end, in words."""
+    code = os.waitstatus_to_exitcode(ended)
+    return f"exit status {code}" if code >= 0 else signal.Signals(-code).name

@@ -1,0 +1,166 @@
+"""A worker process from the inside: its limit of open files, its ring, and the Worker that it runs."""
+
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import time
+from functools import partial
+
+from abi import lock_program, open_inotify, report_writes
+from accesslog import AccessLog
+from archive import Library
+from conn import Worker
+from counters import Board, Counts
+from door import Entrance
+from life import AT_ONCE, LOG, LOOK
+from options import UsageError
+from plan import ForgetfulPlanner, Planner
+from redirect import Redirector
+from secure import SecureWorker
+from sites import hide_lost
+from state import Limits, Site
+from status import StatusResponder
+from tls import Engine
+from uring import PolledRing, Ring
+
+SERVER = b"tarweb"
+DEFAULT_CONNECTIONS = 4096
+STATUS_CONNECTIONS = 64
+MAX_OPEN_AT_START = 4096        # descriptors looked at for those that are open: two for each worker, and a few
+SIGNALS = signal.SIGTERM, AT_ONCE, LOOK, signal.SIGUSR1, signal.SIGUSR2         # see Life.on_signal
+IGNORED = signal.SIGINT, signal.SIGQUIT, signal.SIGHUP          # a terminal's are for the parent alone
+
+log = logging.getLogger("tarweb")
+
+
+# --- the limit of open files
+
+def raise_file_limit():
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def limit_connections(wanted):
+    """How many connections there may be: `wanted`, or where that is None the default or what the machine allows.
+
+    Gives (connections, slots), and sets the limit of open files to `slots`: no descriptor will be as large as that.
+    Whatever else is to be open has to be by now. Raises UsageError.
+    """
+    taken = [fd for fd in range(MAX_OPEN_AT_START) if is_open(fd)]
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    connections = wanted or DEFAULT_CONNECTIONS
+    try:
+        return connections, limit_files(taken[-1] + 1 + connections + 1, hard)
+    except (OSError, ValueError):               # more than `hard`, and not root's to raise; or more than fs.nr_open
+        if wanted:
+            raise UsageError(f"--max-connections {wanted} is more than the limit of open files ({hard}) allows: "
+                             "raise it (ulimit -n, and sysctl fs.nr_open) or ask for fewer") from None
+    connections = hard - len(taken) - 1         # the kernel gives the lowest free number
+    log.warning("the limit of open files (ulimit -n) allows for %d connections only", connections)
+    return connections, limit_files(hard, hard)
+
+
+def limit_files(slots, hard):
+    """Let no descriptor reach `slots`, which it gives back; the hard limit is raised to it, never lowered."""
+    highest = hard if hard == resource.RLIM_INFINITY else max(hard, slots)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (slots, highest))
+    return slots
+
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+# --- workers
+
+def signal_pipe():
+    """The end of a pipe at which the number of each signal comes out: a read of it is one more operation."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end)
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: None)
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    return read_end
+
+
+def make_ring(arguments, connections):
+    kind = PolledRing if arguments.sqpoll_ms else Ring
+    return kind(connections, entries=arguments.ring_size, sqpoll_ms=arguments.sqpoll_ms,
+                busyloop=arguments.busyloop, use_liburing=not arguments.no_liburing)
+
+
+def make_worker(generation, listeners, number, board: Board, row, arguments):
+    """The Worker of a generation that accepts on the `number`-th of each of `listeners`."""
+    site, redirect = ([listener.fileno() for listener in sockets] for sockets in listeners.of(number))
+    counts, signals = Counts(), signal_pipe()
+    library, responder = generation.sites.library(), generation.sites.responder()
+    hsts = b"" if arguments.hsts is None else b"Strict-Transport-Security: max-age=%d\r\n" % arguments.hsts
+    if library.lazy:
+        lock_program()
+    planner = Planner(library, responder.spell_out, SERVER, time.time(), hsts)
+    ring = make_ring(arguments, arguments.max_connections or DEFAULT_CONNECTIONS)
+    damage = watch(library)
+    connections, slots = limit_connections(arguments.max_connections)
+    access_log = None
+    if generation.log_fd is not None:
+        access_log = AccessLog(ring, generation.log_fd, arguments.log_format, LOG)
+    passing = listeners.passing.fileno() if listeners.passing else None
+    common = {
+        "ring": ring, "slots": slots, "counts": counts, "signals": signals, "access_log": access_log,
+        "limits": Limits(connections, arguments.header_timeout, arguments.keepalive_timeout, arguments.min_rate,
+                         arguments.drain),
+        "entrance": Entrance(site + redirect, passing, arguments.trusted),
+        "publish": (lambda: board.publish(row, counts)) if listeners.status else None,
+        "site": Site(responder, planner), "library": library, "damage": damage,
+    }
+    if generation.tls is None:
+        return Worker(**common)
+    generation.tls[1].renew_tickets(time.time())
+    redirector = Redirector(listeners.https_port(), arguments.acme_dir)
+    plain_site = Site(redirector, ForgetfulPlanner(library, redirector.spell_out, SERVER, time.time()))
+    return SecureWorker(engine=Engine(*generation.tls), plain=frozenset(redirect), plain_site=plain_site, **common)
+
+
+def watch(library):
+    """What Life takes to see that archives are written to; None where the system allows no more of that."""
+    inotify = open_inotify()
+    for archive in library.archives:
+        report_writes(inotify, archive.fd)
+    return (inotify, partial(on_damage, inotify, library)) if inotify >= 0 else None
+
+
+def on_damage(inotify, library):
+    with contextlib.suppress(BlockingIOError):
+        while os.read(inotify, 4096):
+            pass
+    hide_lost(library)
+
+
+def make_status_worker(listeners, board: Board, arguments):
+    """The Worker that answers on the status listener."""
+    responder, signals = StatusResponder(board), signal_pipe()
+    library = Library([])
+    planner = ForgetfulPlanner(library, responder.spell_out, SERVER, time.time())
+    ring = Ring(STATUS_CONNECTIONS, entries=STATUS_CONNECTIONS, buffers=16,
+                use_liburing=not arguments.no_liburing)
+    connections, slots = limit_connections(STATUS_CONNECTIONS)
+    return Worker(ring=ring, slots=slots, counts=Counts(), signals=signals, library=library, publish=None,
+                  limits=Limits(connections, drain=1), site=Site(responder, planner),
+                  entrance=Entrance([listener.fileno() for listener in listeners.status]))
+
+
+def run(worker, ready, left):
+    """Serve until a signal ends it. `ready` is called when it can take requests, `left` when it accepts no more."""
+    worker.on_left = left
+    gc.freeze()                 # nothing in the loop makes reference cycles, so the collector stays off
+    ready()
+    worker.run()

@@ -10,10 +10,35 @@ import load
 import procfs
 import tlspeer
 from content import MANY, SEED, SIZES
-from servers import TLS_SERVERS, Failed, available, serving
+from servers import ACCESS_LOG, CLIENT_CORE, CORES, TLS_SERVERS, Failed, available, serving
 
 WARM_UP = 1                    # seconds, once for each server and case
 SETTLE = 0.1                   # seconds after a round, for the work of connections that wrk has left
+WAITING = 2_000                # lines of an access log that may be in a buffer still: 64 KiB, and more
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A server as only some cases have it. `flags`: as serving takes them. `base`: the setup it is compared with."""
+
+    server: str
+    flags: tuple = ()
+    base: str = "nginx"
+
+
+LOG = f"@DIR@/{ACCESS_LOG}"
+LOGGED = {
+    "tarweb": Setup("tarweb"),
+    "tarweb, combined": Setup("tarweb", ("--access-log", LOG), "tarweb"),
+    "tarweb, json": Setup("tarweb", ("--access-log", LOG, "--log-format", "json"), "tarweb"),
+    "nginx": Setup("nginx"),
+    "nginx, combined": Setup("nginx", (f"LOG={LOG} combined buffer=64k flush=1s",)),
+}
+TWO = {
+    "tarweb, 2 workers": Setup("tarweb", ("--threads", "2"), "nginx, 2 workers"),
+    "tarweb, 1 worker": Setup("tarweb", (), "nginx, 2 workers"),
+    "nginx, 2 workers": Setup("nginx", ("WORKERS=2",), "nginx, 2 workers"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +57,8 @@ class Case:
     per: str = "request"
     longest: int = 3               # seconds a round may take
     tls: str = ""
+    setups: dict = field(default_factory=dict)     # {name: Setup} where it is not simply all servers
+    cores: int = 1                 # 2: servers and client share two of them, instead of one for each side
 
 
 CASES = {
@@ -45,6 +72,10 @@ CASES = {
     # Short, so that a round's connections stay about as many as the client's ports.
     "newconn": Case("1 KiB, a connection for each request", "/small/1k.bin",
                     headers={"Connection": "close"}, longest=1),
+    "log": Case("1 KiB, keep-alive, access log", "/small/1k.bin", setups=LOGGED),
+    "log-miss": Case("1 KiB, no two URLs alike, access log", "/small/1k.bin", headers=load.BROWSER,
+                     asks=("unique", "TAG"), setups=LOGGED),
+    "two": Case("1 KiB, keep-alive, servers and client together on two cores", "/small/1k.bin", setups=TWO, cores=2),
     "tls-small": Case("TLS: 1 KiB, keep-alive", "/small/1k.bin", tls="kept"),
     "tls-browser": Case("TLS: 1 KiB, a browser's header block", "/small/1k.bin", headers=load.BROWSER, tls="kept"),
     "tls-24k": Case("TLS: 24 KiB", "/medium/24k.bin", tls="kept"),
@@ -59,38 +90,47 @@ CASES = {
 def measure(name, site, rounds, seconds):
     """Run case `name`, the servers taking turns.
 
-    Gives {"title", "per", "connections", "servers": {name: [round, ...]}, "tls": version and cipher, or ""}.
+    Gives {"title", "per", "connections", "servers": {name: [round, ...]}, "bases": {name: that of what its CPU is a
+    multiple of, where it is not "nginx"}, "tls": version and cipher, or ""}.
     """
-    case = CASES[name]
+    case, setups = CASES[name], setups_of(CASES[name])
     if case.tls:
         tlspeer.write_certificate(site)
     with contextlib.ExitStack() as stack:
-        results: dict[str, list] = {each: [] for each in available() if not case.tls or each in TLS_SERVERS}
-        servers = warm_servers(name, site, results, stack)
-        spoken = tlspeer.agreement(servers, site) if case.tls else ""
+        results: dict[str, list] = {each: [] for each in setups}
+        servers = warm_servers(name, site, setups, results, stack)
+        spoken = tlspeer.agreement(servers.values(), site) if case.tls else ""
         for number in range(rounds):
-            for server in servers:
+            for each, server in servers.items():
                 result = one_round(server, case, min(seconds, case.longest))
-                results[server.name].append(result)
-                tell(name, number, server.name, result)
-    return {"title": case.title, "per": case.per, "connections": case.connections, "servers": results, "tls": spoken}
+                results[each].append(result)
+                tell(name, number, each, result)
+    bases = {each: setup.base for each, setup in setups.items() if case.setups}
+    return {"title": case.title, "per": case.per, "connections": case.connections, "servers": results, "bases": bases,
+            "tls": spoken}
 
 
-def warm_servers(name, site, results, stack):
-    """Start the servers of `results`, for case `name`; gives those that did start, and notes in `results` why not."""
-    servers = []
-    for each, its_rounds in results.items():
+def setups_of(case):
+    """The setups that `case` compares, of servers that can be measured here: {name: Setup}."""
+    setups = case.setups or {each: Setup(each) for each in available() if not case.tls or each in TLS_SERVERS}
+    return {name: setup for name, setup in setups.items() if setup.server in available()}
+
+
+def warm_servers(name, site, setups, results, stack):
+    """Start the servers of case `name`; gives those that did start, by name, and notes in `results` why not."""
+    servers = {}
+    for each, setup in setups.items():
         try:
-            servers.append(warm_server(each, CASES[name], site, stack))
+            servers[each] = warm_server(setup, CASES[name], site, stack)
         except (Failed, OSError) as failure:
-            its_rounds.append({"errors": [str(failure)]})
-            tell(name, 0, each, its_rounds[0])
+            results[each].append({"errors": [str(failure)]})
+            tell(name, 0, each, results[each][0])
     return servers
 
 
-def warm_server(name, case, site, stack):
+def warm_server(setup, case, site, stack):
     """Start a server, end it with `stack`, and see that it serves the right file; gives the Server, warmed up."""
-    server = stack.enter_context(serving(name, site, tls=bool(case.tls)))
+    server = stack.enter_context(serving(setup.server, site, setup.flags, CORES[:case.cores], bool(case.tls)))
     check_content(server, case, site)
     if case.tls == "resumed":
         tlspeer.check_resumption(server, case.path)
@@ -130,7 +170,7 @@ def one_round(server, case, seconds):
         "client": result["client"] / units * 1e6,
         "requests": result["requests"],
         "rate": result["requests"] / result["seconds"],
-        "errors": problems(result, case),
+        "errors": problems(result, case) + unlogged(server, result["requests"]),
     }
 
 
@@ -139,7 +179,8 @@ def put_load(server, case, seconds):
     if case.tls == "full":
         return load.handshakes(server, case.path, case.connections, seconds)
     asks = [os.urandom(8).hex() if word == "TAG" else word for word in case.asks]
-    return load.wrk(server.url(case.path), case.connections, seconds, case.headers, asks)
+    cores = CORES[:2] if case.cores == 2 else [CLIENT_CORE]
+    return load.wrk(server.url(case.path), case.connections, seconds, case.headers, asks, cores)
 
 
 def problems(result, case):
@@ -150,7 +191,17 @@ def problems(result, case):
     return said
 
 
+def unlogged(server, requests):
+    """What is wrong with the access log, if there is one: too few lines. Empties it."""
+    if not server.log.exists():
+        return []
+    with server.log.open("r+b") as file:
+        lines = sum(piece.count(b"\n") for piece in iter(lambda: file.read(1 << 20), b""))
+        file.truncate(0)
+    return [] if lines >= requests - WAITING else [f"{lines} lines logged of {requests} requests"]
+
+
 def tell(case, number, server, result):
     """One line of progress on stderr."""
     figures = f"{result['cpu']:9.2f} us CPU {result['rate']:9.0f} requests/s" if "cpu" in result else ""
-    print(f"{case} {number + 1} {server:12} {figures} {', '.join(result['errors'])}", file=sys.stderr)
+    print(f"{case} {number + 1} {server:17} {figures} {', '.join(result['errors'])}", file=sys.stderr)

@@ -38,7 +38,7 @@ NGINX = ["/usr/sbin/nginx", "-c", "/tmp/nginx.conf"]
 SERVERS = {"tarweb": [*TARWEB, "/tmp/site.tar"], "tarweb, no liburing": [*TARWEB, "--no-liburing", "/tmp/site.tar"],
            "nginx": NGINX, "nginx-tuned": NGINX}
 WORDS = {"DIR": "/tmp", "SITE": "/tmp/www", "PORT": 8443, "SSL": "ssl", "CERTIFICATE": CERTIFICATE, "KEY": KEY,
-         "FILES": 1024, "CONNECTIONS": 512, "USER": "user root;"}
+         "FILES": 1024, "CONNECTIONS": 512, "USER": "user root;", "WORKERS": 1, "LOG": "off"}
 
 
 # --- counting ------------------------------------------------------------------------------------------------------

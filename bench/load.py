@@ -1,9 +1,12 @@
 """The clients: wrk for rates, openssl for full handshakes, plain sockets for connections that are many, or watched."""
 
 import contextlib
+import itertools
 import json
+import os
 import re
 import resource
+import select
 import selectors
 import socket
 import subprocess
@@ -11,11 +14,12 @@ import threading
 import time
 from pathlib import Path
 
-from servers import HOST, Failed, advice, find
+from servers import CLIENT_CORE, HOST, Failed, advice, find
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT = 10                   # seconds a client waits for an answer
 NO_MORE = 30                   # seconds after its time when a client is given up
+PACE = 0.0005                  # seconds that a Paced client waits after each answer
 
 # What Chrome 131 sends for a page it opens, after wrk's own Host.
 BROWSER = {
@@ -32,16 +36,17 @@ BROWSER = {
 }
 
 
-def wrk(url, connections, seconds, headers=None, asks=()):
-    """Ask for `url` as wrk.lua's arguments `asks` say, on one thread.
+def wrk(url, connections, seconds, headers=None, asks=(), cores=(CLIENT_CORE,)):
+    """Ask for `url` as wrk.lua's arguments `asks` say, on `cores`, a thread for each.
 
     Gives {"requests", "bytes", "seconds", "errors": {kind: count, without zeros}, "client": CPU seconds of wrk}.
     """
     fields = [part for name, value in (headers or {}).items() for part in ("-H", f"{name}: {value}")]
-    command = [find("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", f"{TIMEOUT}s",
+    command = [find("wrk"), f"-t{len(cores)}", f"-c{connections}", f"-d{seconds}s", "--timeout", f"{TIMEOUT}s",
                "-s", HERE / "wrk.lua", *fields, url, "--", *map(str, asks)]
     before = client_seconds()
-    said = subprocess.run(command, capture_output=True, text=True, timeout=seconds + NO_MORE)
+    said = subprocess.run(command, capture_output=True, text=True, timeout=seconds + NO_MORE,
+                          preexec_fn=lambda: os.sched_setaffinity(0, cores))
     summary = re.search(r"^summary (.*)$", said.stdout, re.M)
     if said.returncode or not summary:
         raise Failed(f"wrk: {said.stdout[-500:]}{said.stderr[-500:]}")
@@ -196,3 +201,57 @@ class Steady(threading.Thread):
         self.join(TIMEOUT)
         if self.failure:
             raise Failed(f"{self.server.name}: {self.failure}")
+
+
+class Paced:
+    """A client that asks for `paths` in turn over one connection, PACE seconds after each answer (a context manager).
+
+    Where the server has closed the connection it opens another one, and where it closes it instead of an answer, asks
+    again. `seconds`: how long each answer took, with all of that; `lost`: how many were asked for twice.
+    """
+
+    def __init__(self, server, paths):
+        self.server = server
+        self.requests = itertools.cycle([get(path, server.port) for path in paths])
+        self.connection = None
+        self.seconds = []
+        self.lost = 0
+
+    def step(self):
+        """Wait, and ask once; gives the body."""
+        time.sleep(PACE)
+        request, start = next(self.requests), time.perf_counter()
+        try:
+            if self.closed():
+                self.connect()
+            _, body = ask(self.connection, request)
+        except (OSError, Failed):
+            self.lost += 1
+            self.connect()
+            _, body = ask(self.connection, request)
+        self.seconds.append(time.perf_counter() - start)
+        return body
+
+    def run(self, seconds):
+        """Steps for so long; gives how long each answer took."""
+        self.seconds, end = [], time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.step()
+        return self.seconds
+
+    def closed(self):
+        """Whether the server has closed the connection."""
+        readable, _, _ = select.select([self.connection], [], [], 0)
+        return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
+
+    def connect(self):
+        self.connection.close()
+        self.__enter__()
+
+    def __enter__(self):
+        self.connection = socket.create_connection((HOST, self.server.port), TIMEOUT)
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self
+
+    def __exit__(self, *_):
+        self.connection.close()

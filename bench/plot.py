@@ -22,7 +22,8 @@ def draw(directory):
     from matplotlib import pyplot
 
     results = json.loads((directory / "results.json").read_text())
-    cases = [case for case in results["cases"].values() if report.valid(case, report.REFERENCE)]
+    cases = [case for case in results["cases"].values() if report.valid(case, report.REFERENCE)
+             and not case.get("bases")]
     if not cases:
         return False
     figure, axes = pyplot.subplots(figsize=(9, 1.6 + 0.8 * len(cases)), layout="constrained")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 # A mapping's first line in /proc/PID/smaps: address range, permissions, offset, device, inode, path.
 MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)")
+SIZES = "Rss", "Pss", "Private_Clean", "Private_Dirty", "Anonymous"      # lines of it that are of interest
 
 
 def family(pid):
     """Process ids of `pid` and all its descendants."""
     found = [pid]
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):       # a thread that has ended meanwhile
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):       # it, or a thread, has ended meanwhile
+        for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
                 found += family(int(child))
     return found
@@ -37,29 +38,32 @@ def stat(pids, *names):
 
 
 def memory(pids, but=None):
-    """KiB of memory of these processes as {"rss", "pss", "anon"}, without the mappings of the file `but`.
+    """KiB of memory of a family of processes as {"rss", "pss", "anon"}, without the mappings of the file `but`.
 
-    Pss divides a page by the number of processes that share it, so it adds up over processes; Rss does not.
+    Pss divides a page by the number of processes that share it, so it adds up over processes, but depends on strangers
+    that use the same libraries. "rss" and "anon" do not: all of the first process, which has forked the others, and of
+    those what is theirs alone, so that what they still share with it (copy on write) counts once.
     """
     total = {"rss": 0, "pss": 0, "anon": 0}
     for pid in pids:
         for path, sizes in mappings(pid):
             if path != str(but):
-                total["rss"] += sizes["Rss"]
+                own = sizes["Rss"] if pid == pids[0] else sizes["Private_Clean"] + sizes["Private_Dirty"]
+                total["rss"] += own
                 total["pss"] += sizes["Pss"]
-                total["anon"] += sizes["Anonymous"]
+                total["anon"] += min(own, sizes["Anonymous"])
     return total
 
 
 def mappings(pid):
-    """Yield (path, {"Rss": KiB, "Pss": KiB, "Anonymous": KiB}) of each mapping of process `pid`."""
+    """Yield (path, {name: KiB for each of SIZES}) of each mapping of process `pid`."""
     path, sizes = "", dict[str, int]()
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if head := MAPPING.fullmatch(line):
             path, sizes = head[1], {}
             continue
         name, _, value = line.partition(":")
-        if name in ("Rss", "Pss", "Anonymous"):
+        if name in SIZES:
             sizes[name] = int(value.split()[0])
         if name == "VmFlags":      # the last line of each mapping
             yield path, sizes

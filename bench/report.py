@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import content
+
 REFERENCE = "nginx"
 ENOUGH = 64                    # KiB that memory may differ by and still count as not grown: 16 pages
 ALLOCATING = ("mmap", "munmap", "brk", "mremap")
@@ -35,9 +37,9 @@ def ratios(case, server, base=REFERENCE, figures=("cpu",)):
                   for mine, theirs in both)
 
 
-def ratio(results, name, base=REFERENCE):
-    """tarweb's median CPU ratio to `base` in case `name`, or None if it was not measured."""
-    found = ratios(results["cases"].get(name, {}), "tarweb", base)
+def ratio(results, name, base=REFERENCE, server="tarweb"):
+    """The median CPU ratio of `server` to `base` in case `name`, or None if it was not measured."""
+    found = ratios(results["cases"].get(name, {}), server, base)
     return statistics.median(found) if found else None
 
 
@@ -59,6 +61,17 @@ def start_seconds(results):
     """Median seconds of start-up with etags, or None."""
     seconds = special(results, "startup", "seconds", "etags")
     return statistics.median(seconds) if seconds else None
+
+
+def cold_ratios(rounds):
+    """p99 of small files while large ones are read from disk, over that when quiet, round by round and sorted."""
+    return sorted(each["cold"]["p99"] / each["quiet"]["p99"] for each in rounds)
+
+
+def cold_ratio(results):
+    """The median of cold_ratios for tarweb, or None."""
+    rounds = special(results, "cold", "servers", "tarweb")
+    return statistics.median(cold_ratios(rounds)) if rounds else None
 
 
 def grown(results):
@@ -98,6 +111,9 @@ TARGETS = (
     cpu_target("TLS in userspace, 1 KiB, keep-alive: CPU/request", "tls-small", 1.0),
     cpu_target("TLS in userspace, a full handshake for each request: CPU/request", "tls-handshake", 1.2),
     cpu_target("TLS in userspace, 1 MiB: CPU/byte", "tls-1m", 1.1),
+    Target("access log, 1 KiB, keep-alive: CPU/request", 1.15, "x without",
+           lambda results: ratio(results, "log", "tarweb", "tarweb, combined")),
+    Target("small files while cold ones are read: p99", 3, "x quiet", cold_ratio),
     Target("10,000 files, 1,000 connections: memory beyond the tar", 40, "MB", beyond_tar),
     Target("100,000 files: start-up", 3, "s", start_seconds),
     Target("steady state: growth of resident memory", ENOUGH, "KiB", grown),
@@ -136,8 +152,8 @@ def case_section(case):
     if "failed" in case:
         return f"### {case['title']}\n\nFailed: {case['failed']}"
     per = case["per"]
-    head = ["server", "requests/s", f"CPU us/{per}", "user", "system", f"client us/{per}", "CPU, x nginx",
-            "with client"]
+    head = ["server", "requests/s", f"CPU us/{per}", "user", "system", f"client us/{per}",
+            "CPU, as a ratio" if case.get("bases") else "CPU, x nginx", "with client"]
     rows = [case_row(case, server) for server in case["servers"]]
     spoken = f"All speak {case['tls']}." if case.get("tls") else ""
     parts = [f"### {case['title']} ({case['connections']} connections)", spoken, table(head, rows), case_errors(case)]
@@ -149,8 +165,10 @@ def case_row(case, server):
     if not valid(case, server):
         return [server, "invalid", *["-"] * 6]
     figures = [f"{median(case, server, figure):.2f}" for figure in ("cpu", "user", "system", "client")]
-    both = ratios(case, server, figures=("cpu", "client"))
-    return [server, f"{median(case, server, 'rate'):,.0f}", *figures, spread(ratios(case, server)),
+    base = case.get("bases", {}).get(server)
+    alone, both = (ratios(case, server, base or REFERENCE, of) for of in (("cpu",), ("cpu", "client")))
+    than = f" x {base}" if base and alone else ""
+    return [server, f"{median(case, server, 'rate'):,.0f}", *figures, spread(alone) + than,
             f"{statistics.median(both):.2f}" if both else "-"]
 
 
@@ -213,23 +231,54 @@ def steady_section(case):
     return "\n\n".join(parts)
 
 
-SECTIONS = {"idle": idle_section, "memory": memory_section, "startup": startup_section, "steady": steady_section}
+def cold_section(case):
+    """Latency while a cold archive is read."""
+    rows = []
+    for server, rounds in case["servers"].items():
+        middles = [f"{statistics.median(each[when][figure] for each in rounds):.2f}"
+                   for when in ("quiet", "cold") for figure in ("p50", "p99", "p99.9", "max")]
+        read = statistics.median(each["read"] for each in rounds) / 1e6
+        rows.append([server, *middles, f"{read:.0f}", spread(cold_ratios(rounds))])
+    head = ["server", "quiet, ms: p50", "p99", "p99.9", "longest", "cold, ms: p50", "p99", "p99.9", "longest",
+            "MB/s read", "p99, x quiet"]
+    size, memory, rate = (f"{case[name] / 1e6:,.0f} MB" for name in ("bytes", "memory", "rate"))
+    return (f"### Cold archive: {content.HOT} small files, while large ones are read\n\n{table(head, rows)}\n\n"
+            f"{size}, nothing of it in memory before a server starts; {memory} for the server and its page cache; "
+            f"{case['readers']} readers, {rate}/s each. Medians of the rounds.")
 
-METHOD = """CPU us/request is the processor time of all processes of a server (io_uring's kernel threads included)
-over the requests that the client counted. Servers take turns round by round, each pinned to one core, the client to
-another; figures are medians of the rounds, ratios are taken within a round: median (min - max). On loopback the
-kernel does part of the network's work on whichever side happens to run: the client's time stands beside the
-server's, and "with client" is the ratio of both together. Absolute times mean little on a shared machine. nginx is
-set up as usual for static files ([nginx.conf](nginx.conf)); nginx-tuned has the cheapest settings found for each
-size ([nginx-tuned.conf](nginx-tuned.conf)); lighttpd: [lighttpd.conf](lighttpd.conf). http.server is Python's own,
-for scale. The client is wrk, and for full handshakes `openssl s_time`. A row with any error of the client's is
+
+def reload_section(case):
+    """Latency while the server is reloaded."""
+    rows = []
+    for server, seen in case["servers"].items():
+        served = sorted(each["served"] for each in seen["reloads"] if each["served"])
+        worst = [each["max"] for each in seen["reloads"]]
+        p99 = statistics.median(each["p99"] for each in seen["reloads"])
+        rows.append([server, spread(served), f"{seen['quiet']['p99']:.2f}", f"{seen['quiet']['max']:.2f}",
+                     f"{p99:.2f}", f"{statistics.median(worst):.2f}", f"{max(worst):.2f}", seen["lost"]])
+    head = ["server", "s until the new archive is served", "quiet, ms: p99", "longest", "reload, ms: p99",
+            "longest", f"longest of {len(worst)} reloads", "asked again"]
+    return f"### Reload: {case['files']:,} files\n\n{table(head, rows)}"
+
+
+SECTIONS = {"idle": idle_section, "memory": memory_section, "startup": startup_section, "steady": steady_section,
+            "cold": cold_section, "reload": reload_section}
+
+METHOD = """CPU us/request is the processor time of all processes of a server (io_uring's kernel threads included) over
+the requests that the client counted. Servers take turns round by round, each pinned to one core, the client to another,
+unless a case says otherwise; figures are medians of the rounds, ratios are taken within a round: median (min - max).
+On loopback the kernel does part of the network's work on whichever side happens to run: the client's time stands
+beside the server's, and "with client" is the ratio of both together. Absolute times mean little on a shared machine.
+nginx is set up as usual for static files ([nginx.conf](nginx.conf)); nginx-tuned has the cheapest settings found for
+each size ([nginx-tuned.conf](nginx-tuned.conf)); lighttpd: [lighttpd.conf](lighttpd.conf). http.server is Python's
+own, for scale. The client is wrk, and for full handshakes `openssl s_time`. A row with any error of the client's is
 invalid. Over TLS all servers have the same certificate (ECDSA, P-256); tarweb runs with `--ktls off`, nginx with
 [nginx-tls.conf](nginx-tls.conf)."""
 
 
 def special_section(name, case):
     """The section of a special case, or the reason that there is none."""
-    return f"### {name}\n\nFailed: {case['failed']}" if "failed" in case else SECTIONS[name](case)
+    return f"### {name}\n\nNot measured: {case['failed']}" if "failed" in case else SECTIONS[name](case)
 
 
 def markdown(results, chart):

@@ -23,6 +23,7 @@ HOST = "127.0.0.1"
 CONNECTIONS = 16_000           # slots of nginx and lighttpd: more than any case opens
 START = 60                     # seconds that a server may take to start
 PACKAGES = {"nginx": "nginx-light", "lighttpd": "lighttpd", "wrk": "wrk", "strace": "strace", "openssl": "openssl"}
+ACCESS_LOG = "access.log"      # in the server's temporary directory, where flags ask for it
 TLS_SERVERS = ("tarweb", "nginx", "nginx-tuned")
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -54,12 +55,13 @@ class Site:
 
 @dataclass
 class Server:
-    """A running server: its main process, where it listens, and whether it speaks TLS there."""
+    """A running server: its main process, where it listens, whether it speaks TLS, where an access log of it is."""
 
     name: str
     process: subprocess.Popen
     port: int
     tls: bool = False
+    log: Path = Path(ACCESS_LOG)
 
     @property
     def pids(self):
@@ -101,9 +103,9 @@ def fill(template, into, values):
     return into
 
 
-def configuration(site, temporary, port, tls=False):
-    """The values of the @WORDS@ in the configurations."""
-    return {
+def configuration(site, temporary, port, tls=False, changes=()):
+    """The values of the @WORDS@ in the configurations; `changes` are "WORD=value", for nginx alone."""
+    values = {
         "DIR": temporary,
         "SITE": site.directory,
         "PORT": port,
@@ -112,12 +114,16 @@ def configuration(site, temporary, port, tls=False):
         "KEY": site.key,
         "FILES": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "CONNECTIONS": CONNECTIONS,
+        "WORKERS": 1,
+        "LOG": "off",
         "USER": "user root;" if os.getuid() == 0 else "",     # all servers run as the user who started the bench
     }
+    return values | dict(change.split("=", 1) for change in changes)
 
 
 # Each of these gives the command line of one server, after writing its configuration into `temporary`.
-# Only tarweb has flags, and it chooses its own port. Only TLS_SERVERS are ever asked for TLS.
+# Only tarweb and nginx have flags, nginx's being changes of its configuration; "@DIR@" in them is `temporary` already.
+# tarweb chooses its own port. Only TLS_SERVERS are ever asked for TLS.
 
 def tarweb(site, _temporary, _port, flags, tls):
     if tls:
@@ -125,8 +131,8 @@ def tarweb(site, _temporary, _port, flags, tls):
     return [site.python, TARWEB, "--listen", f"{HOST}:0", *flags, site.tar]
 
 
-def nginx(site, temporary, port, _flags, tls):
-    values = configuration(site, temporary, port, tls)
+def nginx(site, temporary, port, flags, tls):
+    values = configuration(site, temporary, port, tls, flags)
     if tls:
         fill("nginx-tls.conf", temporary / "tls.conf", values)
     written = fill("nginx.conf", temporary / "nginx.conf", values)
@@ -153,16 +159,18 @@ COMMANDS = {"tarweb": tarweb, "nginx": nginx, "nginx-tuned": nginx_tuned,
 
 
 @contextlib.contextmanager
-def serving(name, site, flags=(), cores=(SERVER_CORE,), tls=False):
+def serving(name, site, flags=(), cores=(SERVER_CORE,), tls=False, group=None):
     """Run the server `name` on `cores` while the block runs; gives a Server that answers already.
 
-    With `tls` it speaks TLS only, by the certificate that tlspeer.write_certificate has made for `site`.
+    With `tls` it speaks TLS only, by the certificate that tlspeer.write_certificate has made for `site`. `group`: the
+    directory of a control group to run it in.
     """
     with tempfile.TemporaryDirectory(prefix="tarweb-bench-") as temporary:
         port = 0 if name == "tarweb" else free_port()
+        flags = [str(flag).replace("@DIR@", temporary) for flag in flags]
         command = COMMANDS[name](site, Path(temporary), port, flags, tls)
         log = Path(temporary) / "stderr"
-        server = Server(name, launch(command, log, cores), port, tls)
+        server = Server(name, launch(command, log, cores, group), port, tls, Path(temporary) / ACCESS_LOG)
         try:
             wait_ready(server, log)
             yield server
@@ -170,13 +178,17 @@ def serving(name, site, flags=(), cores=(SERVER_CORE,), tls=False):
             end(server)
 
 
-def launch(command, log, cores):
-    """Start `command` on `cores`, its stderr to the file `log`, its stdout to a pipe."""
+def launch(command, log, cores, group):
+    """Start `command` on `cores` and in `group`, its stderr to the file `log`, its stdout to a pipe."""
+    def prepare():
+        os.sched_setaffinity(0, cores)
+        if group:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+
     # http.server writes a line for each request: not to be kept, and not to be paid for in disk space.
     with open(os.devnull if "http.server" in command else log, "wb") as stderr:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores))
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, preexec_fn=prepare)
 
 
 def free_port():

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import content
+import latency
 import load
 import procfs
 from servers import CORES, Failed, Site, advice, available, find, serving
@@ -34,7 +35,7 @@ def idle(site):
 
 def idle_server(name, site, count):
     """The idle case for one server: memory (proc.memory's, without the tar) and kernel slab, KiB."""
-    with serving(name, site, slots(count)) as server:
+    with serving(name, site, slots(count) if name == "tarweb" else ()) as server:
         request = load.get("/small/1k.bin", server.port)
         with load.connected(server.port, 1) as probe:
             load.ask(probe[0], request)
@@ -167,4 +168,6 @@ SPECIAL = {
     "startup": lambda site, options: startup(site, options.rounds),
     "memory": lambda site, options: memory(site),
     "steady": lambda site, options: steady(site, options.requests),
+    "cold": lambda site, options: latency.cold(options),
+    "reload": lambda site, options: latency.reload(site),
 }

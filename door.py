@@ -57,6 +57,7 @@ class Door:
         self.curious = access_log is not None or self.trusted is not None   # whether to ask who the peer is
         self.now = int(time.monotonic())
         self.idle = IdleConnections(self.connections)
+        self.leave_by = 0               # tick after which listeners are left even while somebody waits at them
         self.on_left = lambda: None     # called once the last listener has been left
         self.stopping = False           # whether told to stop, not only to retire
         self.stop_at: float | None = None       # tick by which to end, once told to
@@ -107,14 +108,16 @@ class Door:
                 self.ring.arm_cancel(CANCEL, ACCEPT | slot, 0)
 
     def leave(self, listener, shut):
-        """Let a listener go for good; but the one who was woken may have been us, just when the cancel came.
+        """Let a listener go for good; but the one who was woken may have been us, just when the cancel came. Under load
+        somebody always waits, so this has an end: whoever comes later wakes another one.
 
         At the end nobody else will look; but who was accepted by another process, which has passed the connection on,
         is served. `shut`: whether that is over.
         """
         poller = select.poll()
         poller.register(listener, select.POLLIN)
-        if self.stopping and (shut or listener != self.passing) or not poller.poll(0):
+        over = shut or listener != self.passing if self.stopping else self.now > self.leave_by
+        if over or not poller.poll(0):
             self.drop_listener(listener)
         else:
             self.arm_listener(listener, "single")

@@ -12,6 +12,7 @@ TICK, SIGNAL, LOG, DAMAGE = 6 << 24, 7 << 24, 16 << 24, 17 << 24        # tags, 
 AT_ONCE = signal.SIGRTMIN       # two of SIGTERM can become one on their way; and this one is delivered behind it
 LOOK = signal.SIGRTMIN + 1
 FRESH = 1                       # seconds that a new connection's first request is waited for at the end
+LEAVE = 1                       # seconds that a retiring worker goes on to accept those who wait
 LOG_GRACE = 5                   # seconds that the end waits for the access log to be written
 NEVER = float("inf")            # a tick
 RESPONSES = "responses_1xx", "responses_2xx", "responses_3xx", "responses_4xx", "responses_5xx"
@@ -114,7 +115,7 @@ class Life(Door):
         """Accept no more. A request that is on its way on an idle connection is still answered."""
         self.limits.keepalive_timeout = min(self.limits.keepalive_timeout, self.limits.drain)
         if self.stop_at is None:
-            self.stop_at = NEVER
+            self.stop_at, self.leave_by = NEVER, self.now + LEAVE
             self.leave_listeners()
 
     def stop(self):

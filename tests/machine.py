@@ -407,7 +407,8 @@ class World:
         self.worker = self.make_worker(rnd.choice((Ring, Ring, PolledRing)), self.ring_options() | self.more_options())
         self.steps = rnd.choice((100, 400, 700))
         self.signals = {rnd.randrange(self.steps): number for number, chance in (
-            (signal.SIGUSR1, 0.2), (signal.SIGUSR2, 0.2), (signal.SIGTERM, 0.4), (life.AT_ONCE, 0.05))
+            (signal.SIGUSR1, 0.2), (signal.SIGUSR2, 0.2), (signal.SIGTERM, 0.4), (life.AT_ONCE, 0.05),
+            (life.LOOK, 0.2))
             if rnd.random() < chance}
         self.busy = rnd.choice((0.02, 0.1, 0.5))        # how often someone connects
         self.lateness = rnd.choice((0.0, 0.5, 0.9))     # how often something that could complete does not yet
@@ -610,7 +611,7 @@ class World:
         self.clock.now = min(self.clock.now + seconds, *due, self.clock.now + 1) if due else self.clock.now + 0.01
 
     def signal(self, number):
-        self.all_close = True
+        self.all_close |= number != life.LOOK
         if number == life.AT_ONCE:
             self.at_once = True
         elif number == signal.SIGTERM:
@@ -892,7 +893,7 @@ class Over(Exception):
 def perform(script, clock, limits=None, listeners=1, make=make_worker, **options):
     """Run a worker against script(kernel, worker), a generator: each `yield` hands the worker what was completed.
 
-    Tells whether the worker came to its end before the script did.
+    Tells whether the worker came to its end before the script did; the rest of that looks at what is left.
     """
     kernel = Kernel(clock)
     worker = make(kernel, clock, limits or Limits(), listeners, **options)
@@ -905,6 +906,9 @@ def perform(script, clock, limits=None, listeners=1, make=make_worker, **options
     kernel.on_wait = on_wait
     try:
         worker.run()
+        kernel.over = True
+        for _ in steps:
+            pass
         return True
     except Over:
         return False
@@ -925,7 +929,7 @@ def connect(kernel, *pieces, room=10 ** 6, listener=0, source=b"192.0.2.1"):
 def settle(kernel):
     """Let all happen that can, until nothing more does."""
     kernel.go_on_all()
-    while kernel.unseen:
+    while kernel.unseen and not kernel.over:
         yield
         kernel.go_on_all()
 
@@ -933,7 +937,7 @@ def settle(kernel):
 def seconds(kernel, count):
     """Let time pass, with all that it brings."""
     for _ in range(count):
-        kernel.clock.now += 1
+        kernel.clock.now += not kernel.over
         yield from settle(kernel)
 
 

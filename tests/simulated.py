@@ -152,6 +152,7 @@ class Kernel:
         self.warm = set()           # pages of it that are
         self.assured = {}           # page -> when it was last brought in, or found to be there
         self.lasts = 1e9            # seconds for which that is taken to hold
+        self.over = False           # nobody takes completions any more
         self.stuck = ()             # codes of operations that do not go on with all others
         self.holds = lambda: False  # whether a receive takes its time between taking a buffer and completing
         self.chain = None           # what has been taken of one that is not complete
@@ -342,7 +343,7 @@ class Kernel:
         start, size = operation.address, operation.length
         assert operation.message_flags == abi.MADV_POPULATE_READ and size and not start % PAGE
         assert operation.flags & abi.LINK and operation.behind, "nobody waits for it"
-        assert not operation.behind[-1].message_flags & abi.MSG_WAITALL, "it may not be there any more when there is room"
+        assert not operation.behind[-1].message_flags & abi.MSG_WAITALL, "it may be gone when there is room"
         assert self.lazy.start <= start and start + size <= self.lazy.stop + PAGE
         self.operations.append(operation)
 

@@ -3,6 +3,7 @@
 import gc
 import gzip
 import io
+import mmap
 import os
 import re
 import subprocess
@@ -20,7 +21,9 @@ from hypothesis import strategies as st
 import archive as module
 import members as reading
 import tree
-from archive import ArchiveError, Redirect, Representation, Resource, open_archive
+from archive import (
+    WHOLE_CHECK, Archive, ArchiveError, Layers, Library, Redirect, Representation, Resource, in_memory, open_archive,
+)
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 MTIME = 1_600_000_000
@@ -771,3 +774,80 @@ def test_a_tar_with_changed_bytes_is_indexed_or_refused(changes):
         for found in archive._index.values():
             assert len(archive.read(found.plain)) == found.plain.length
         archive.close()
+
+
+# --- where archives are in memory
+
+def at_addresses(*places):
+    """A Library of archives at (address, size)."""
+    return Library([Archive(f"{address}.tar", -1, size, address) for address, size in places])
+
+
+def test_each_address_has_its_archive():
+    library = at_addresses((5000, 100), (1000, 50), (1050, 10))
+    for address, path in ((999, None), (1000, "1000.tar"), (1049, "1000.tar"), (1050, "1050.tar"), (1060, None),
+                          (4999, None), (5000, "5000.tar"), (5099, "5000.tar"), (5100, None)):
+        archive = library.at(address)
+        assert (archive and archive.path) == path
+    assert Library([]).at(0) is None
+
+
+def test_a_copy_needs_no_file():
+    library = at_addresses((1000, 50), (2000, 50))
+    library.at(1000).copied = True
+    assert library.file_at(1000) is None
+    assert library.file_at(2000).path == "2000.tar"
+    assert library.file_at(3000) is None
+
+
+def test_spans_that_may_have_to_be_read(monkeypatch):
+    """Whole pages of those in an archive that is not all in memory, but for what is there."""
+    archives = [Archive(f"{address}.tar", 7, 100_000, address) for address in (1 << 20, 1 << 21)]
+    archives[0].lazy = True
+    library = Library(archives)
+    monkeypatch.setattr(module, "in_memory", lambda fd, offset, length: (fd, offset) == (7, 50))
+    cold, there = ((1 << 20) + 5000, 300), ((1 << 20) + 50, 10)
+    page = mmap.PAGESIZE
+    start = cold[0] // page * page
+    assert library.cold([(99, 10), ((1 << 21) + 5, 10), there, cold]) == [(start, cold[0] + cold[1] - start)]
+    assert library.lazy
+    assert library.is_lazy((b"text", there))
+    assert not library.is_lazy((b"text", (5, 5), (1 << 21, 10)))
+    assert not at_addresses((1000, 50)).lazy
+
+
+def test_whether_a_part_of_a_file_is_in_memory(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100_000))                # so it is, just now
+    with path.open("rb") as file:
+        assert in_memory(file.fileno(), 10, 5000)
+        assert in_memory(file.fileno(), 99_990, 10)
+        assert not in_memory(file.fileno(), 99_990, 11)
+        assert not in_memory(file.fileno(), 0, WHOLE_CHECK + 1)
+    assert not in_memory(-1, 0, 1)
+
+
+def test_layers_answer_for_what_the_newest_one_lacks(tmp_path):
+    stores = {"new": ("a",), "old": ("a", "b", "c/index.html")}
+    layers = Layers([open_archive(write_tar(tmp_path / name, [member(path, name.encode()) for path in paths]))
+                     for name, paths in stores.items()])
+    new, old = layers.archives
+    assert new.read(layers.find(b"/a").plain) == b"new"
+    assert old.read(layers.find(b"/b").plain) == b"old"
+    assert layers.find(b"/c") == Redirect(b"/c/")
+    assert layers.find(b"/x") is None
+    for archive in layers.archives:
+        archive.close()
+
+
+def test_what_the_index_says_counts_from_the_address(tmp_path):
+    path = write_tar(tmp_path / "site.tar", [member("a", b"abc"), member("a.gz", gzip.compress(b"abc"))])
+    plain, moved = open_archive(path), open_archive(path, place=lambda fd, size: 1 << 30)
+    for before, after in zip(plain.find(b"/a"), moved.find(b"/a"), strict=True):
+        for one, other in zip([before] if isinstance(before, Representation) else before,
+                              [after] if isinstance(after, Representation) else after, strict=True):
+            assert other == one._replace(offset=one.offset + (1 << 30))
+    assert moved.read(moved.find(b"/a").plain) == b"abc"
+    assert moved.digest == plain.digest
+    plain.close()
+    moved.close()

@@ -264,9 +264,13 @@ class FailingDisk:
         self.fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         folder.mkdir()
         options = f"fd={self.fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},allow_other"
-        subprocess.run(["mount", "-i", "-t", "fuse", "-o", options, "failing-disk", folder],
-                       pass_fds=[self.fd], check=True, capture_output=True)
-        self.thread = threading.Thread(target=self.run)
+        try:
+            subprocess.run(["mount", "-i", "-t", "fuse", "-o", options, "failing-disk", folder],
+                           pass_fds=[self.fd], check=True, capture_output=True)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
     def close(self):

@@ -196,19 +196,20 @@ def test_a_lame_duck_serves_on_and_is_not_ready(start, huge_site):
     """Each response is the last of its connection, so a balancer's connections go elsewhere one by one."""
     server = start(huge_site, "--threads", "2", "--lame-duck", "2", "--drain", "60", "--status", "127.0.0.1:0")
     port = status_port(server)
-    idle = [server.connect() for _ in range(6)]
-    for client in idle:
-        assert client.ask("/next").get("Connection") != "close"
+    by_worker = connections_by_worker(server, 2, workers=2).values()
     assert ask(port, "/readyz") == (200, "ready\n")
     server.signal()
     wait_until(lambda: ask(port, "/readyz")[0] == 503)
-    for client in [*idle[:4], *(server.connect() for _ in range(6))]:
-        with client:
+    for client, *_ in by_worker:
+        wait_until(lambda: client.ask("/next").closes)          # noqa: B023
+        assert client.at_end()
+    for _ in range(6):
+        with server.connect() as client:
             response = client.ask("/next")
             assert (response.body, response["Connection"]) == (FILES["next"], "close")
             assert client.at_end()
     reading = download(server)
-    for client in idle[4:]:
+    for _, client, *_ in by_worker:
         assert client.at_end(), "idle connections are closed when the draining begins"
     wait_for_refusal(server)
     assert ask(port, "/healthz")[0] == 200

@@ -51,7 +51,8 @@ def test_schedules_reach_what_they_are_for(small):
         seen += world.kernel.counts
         seen[world.worker.ring.__class__.__name__] += 1
     states = [*((number, state) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-                for state in (PREFACE, IDLE, HEAD, RESPONSE)), (life.AT_ONCE, RESPONSE)]
+                for state in (IDLE, HEAD, RESPONSE)), (signal.SIGTERM, PREFACE), (life.AT_ONCE, RESPONSE),
+              (life.LOOK, RESPONSE)]
     for what in (*REACHED, *REACHED_IN_THE_KERNEL, "Ring", "PolledRing",
                  *(f"{state} at signal {number}" for number, state in states),
                  *(f"answered {status}" for status in (100, 200, 204, 206, 308, 400, 404, 405, 408, 414, 431))):

@@ -236,15 +236,20 @@ def test_signal_within_the_header(clock, signals, start):
     assert perform(script, clock, **TRUSTED)
 
 
-def test_the_end_comes_though_no_request_follows_on_a_header(clock):
+@pytest.mark.parametrize("comes", (False, True))
+def test_the_end_comes_though_no_request_does(clock, comes):
+    """Nor, perhaps, a header."""
     def script(kernel, worker):
         client = connect(kernel, source=PROXY)
         yield from settle(kernel)
         yield from stop(kernel)
-        client.incoming.append(V1)
+        if comes:
+            client.incoming.append(V1)
         yield from seconds(kernel, 7)
+        assert client.closed
 
     assert perform(script, clock, Limits(header_timeout=4, drain=5), **TRUSTED)
+    assert clock.now <= 1000 + life.FRESH + 2
 
 
 # --- accepts that fail
@@ -681,6 +686,26 @@ def test_what_waits_while_the_listeners_are_left_is_let_in(clock):
     assert [closes(client) for client in clients] == [[True]] * 3
 
 
+@pytest.mark.parametrize("passing", (False, True))
+def test_a_connection_of_which_somebody_else_was_told_who_is_no_more(clock, passing):
+    """It stays in the queue; but an accept that is armed anew takes it."""
+    def script(kernel, worker):
+        yield from settle(kernel)
+        kernel.stuck = abi.OP_ACCEPT, abi.OP_RECVMSG
+        clients = [connect(kernel, get(b"/")), *(hand_over(kernel, get(b"/")) for _ in range(passing))]
+        yield from settle(kernel)
+        assert not any(client.received for client in clients)
+        yield from tell(kernel, life.LOOK)
+        for accept in accepts(kernel, worker):
+            assert accept.cancelled
+            kernel.go_on(accept)
+        yield from settle(kernel)
+        assert [closes(client) for client in clients] == [[False]] * len(clients)
+        assert len(accepts(kernel, worker)) == 1 + passing
+
+    perform(script, clock, passing=passing)
+
+
 def test_a_full_table_leaves_others_to_others(clock):
     """Nothing is armed then, so nobody waits for us."""
     def script(kernel, worker):
@@ -697,6 +722,31 @@ def test_a_full_table_leaves_others_to_others(clock):
         assert not waiting.received
 
     assert perform(script, clock, Limits(max_connections=1))
+
+
+def test_leaving_comes_to_an_end_though_others_keep_coming(clock):
+    """One waits whenever we look. They are let in by who has taken over, as it were, and not by us for ever."""
+    def script(kernel, worker):
+        [listener] = kernel.listeners.values()
+
+        def on_enter(waiting):
+            assert worker.counts.accepted < 1000, "it goes on and on"
+            kernel.clock.now += 0.005
+            while len(listener.queue) < 2:
+                connect(kernel, get(b"/"))
+            for operation in [operation for operation in kernel.operations if operation.code == abi.OP_TIMEOUT]:
+                kernel.go_on(operation)
+
+        yield from settle(kernel)
+        kernel.on_enter = on_enter
+        kernel.signals.append(signal.SIGUSR2)
+        while worker.listeners:
+            kernel.go_on_all()
+            yield
+        kernel.on_enter = lambda waiting: None
+        yield from settle(kernel)
+
+    assert perform(script, clock)
 
 
 def test_leaving_without_descriptors_comes_to_an_end(clock):
@@ -840,7 +890,9 @@ def test_cold_pages_are_not_waited_for_longer_than_anything(clock, when, why):
             yield from seconds(kernel, conn.SEND_GRACE + 5)
         else:
             yield from stop(kernel)
+            assert worker.live == 1
             yield from end_at_once(kernel)
+            return
         assert client.closed == (when == "waiting for room")
         assert worker.connections[client.slot].state is (FREE if client.closed else CLOSING)
         kernel.stuck = ()
@@ -1009,6 +1061,47 @@ def test_lines_tell_of_what_was_sent(clock):
         assert [line.split()[-3] for line in lines(kernel)] == ["2800"] * 4 + ["100", "-"]
 
     perform(script, clock, **LOGGED)
+
+
+def test_each_line_tells_of_its_own_request(clock):
+    """However they come: one by one, several at once, in pieces, and after 100 (Continue)."""
+    def script(kernel, worker):
+        stream = b"".join(get(b"/one", b"X: 1\r\nReferer: r%d\r\n" % i) + get(b"/") for i in range(3))
+        stream += get(b"/", b"Content-Length: 3\r\nExpect: 100-continue\r\n")
+        client = connect(kernel, stream)
+        yield from settle(kernel)
+        client.incoming.append(b"abc" + get(b"/one", b"User-Agent: a\r\n"))
+        for byte in stream:
+            client.incoming.append(bytes([byte]))
+            yield from settle(kernel)
+        yield from seconds(kernel, 1)
+        fields = [line.split('"')[1::2] for line in lines(kernel)]
+        round_ = [["GET / HTTP/1.1", "-", "-"]]
+        for i in reversed(range(3)):
+            round_ = [["GET /one HTTP/1.1", f"r{i}", "-"], ["GET / HTTP/1.1", "-", "-"], *round_]
+        assert fields == [*round_, ["GET /one HTTP/1.1", "-", "a"], *round_[:-1]]
+
+    perform(script, clock, **LOGGED)
+
+
+@each_version
+def test_each_line_tells_of_its_own_request_over_tls(clock, engine, version):       # noqa: F811
+    def script(kernel, worker):
+        client, other = call(kernel, version=version), call(kernel, version=version)
+        yield from settle(kernel)
+        asked = [b"/", b"/one", b"/", b"/large"] * 5
+        for path in asked:
+            for each in (client, other):
+                each.ask(get(path))
+                yield from settle(kernel)
+        client.ask(get(b"/"), get(b"/one"), get(b"/"))
+        yield from seconds(kernel, 1)
+        yield from seconds(kernel, 1)
+        wanted = [path for path in asked for _ in range(2)] + [b"/", b"/one", b"/"]
+        assert [line.split()[6].encode() for line in lines(kernel)] == wanted
+        assert [int(line.split()[9]) for line in lines(kernel)] == [FILES[path][1] for path in wanted]
+
+    perform_secure(script, clock, engine, **LOGGED)
 
 
 @pytest.mark.parametrize("size", (1, 50, 100))

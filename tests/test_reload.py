@@ -287,6 +287,16 @@ def test_a_storm_of_reloads_under_load_over_tls(start_tls, deployment):
     assert server.stderr().count("reloaded: ") == TLS_RELOADS
 
 
+def test_who_comes_alone_during_a_reload_is_not_forgotten(start, deployment):
+    """The kernel wakes one of those who wait at a socket: it must not be one that is just about to leave."""
+    server = start(deployment.path)
+    for number in range(25):
+        server.process.send_signal(signal.SIGHUP)
+        while len(reports(server)) == number:
+            assert server.fetch("/small.txt").status == 200
+        assert server.fetch("/small.txt").status == 200
+
+
 def test_idle_connections_are_answered_once_more(start, deployment):
     server = start(deployment.path, "--threads", "2")
     clients = [server.connect() for _ in range(40)]
@@ -412,7 +422,8 @@ def test_a_lack_of_memory_leaves_the_old_one(start, deployment):
     resource.prlimit(server.pid, resource.RLIMIT_AS, (taken + (32 << 20), before[1]))
     build_tar(deployment.draft, {"huge.bin": HUGE, "zeros.bin": bytes(40 << 20)}).rename(deployment.path)
     size = deployment.path.stat().st_size
-    assert reload(server).startswith(f"reload failed, generation 1 still serves: the archive of {size} bytes cannot be ")
+    assert reload(server).startswith(
+        f"reload failed, generation 1 still serves: the archive of {size} bytes cannot be ")
     assert version_of(server.fetch("/small.txt").body) == 1
     resource.prlimit(server.pid, resource.RLIMIT_AS, before)
     assert reload(server).startswith("reloaded: generation 2 serves 2 files, ")

@@ -58,9 +58,9 @@ def holder(server, client):
     return None
 
 
-def connections_by_worker(server, each):
-    """{pid: at least `each` connections that have asked once}."""
-    found = {pid: [] for pid in server.workers}
+def connections_by_worker(server, each, workers=None):
+    """{pid: at least `each` connections that have asked once}, of the first `workers` children, or of all."""
+    found = {pid: [] for pid in server.workers[:workers]}
     while min(map(len, found.values())) < each:
         client = server.connect()
         assert client.ask("/next").body == FILES["next"]

@@ -21,6 +21,7 @@ LARGEST_WRITE = 256 * 1024      # bytes written at once to a file
 PIPE_BUF = 4096                 # bytes that are written at once to a pipe, or not at all (pipe(7)): a line's limit
 MAX_TARGET, MAX_FIELD = 1500, 700               # bytes of a request line and of each field in a line, escaped
 ENOUGH = 900                    # parts of lines that are worth a write
+MEMO_BLOCK, MEMO_BLOCKS = 2048, 1024            # bytes of a header block that is remembered, and how many are
 PASSING = errno.EAGAIN, errno.EINTR, errno.ECANCELED
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -44,6 +45,7 @@ class AccessLog:
         self.json = style == "json"
         self.at_once = LARGEST_WRITE if stat.S_ISREG(os.fstat(fd).st_mode) else PIPE_BUF
         self.lines: list[bytes] = []
+        self.known: dict[bytes, tuple[bytes, bytes]] = {}       # what `fields` found
         self.waiting = bytearray()      # whole lines, but perhaps for the first, of which a part is written
         self.in_flight = b""            # kept alive for the kernel
         self.begun = False              # whether the front of `waiting` is the rest of a line
@@ -66,24 +68,28 @@ class AccessLog:
 
     def describe(self, head, status, size):
         """The third part, for a request head as it came, perhaps cut off, and `size` bytes of content sent."""
-        line = head.partition(b"\r\n")[0]
-        referer, agent = (field.search(head) for field in (REFERER, USER_AGENT))
+        line, _, block = head.partition(b"\r\n")
+        host, tail = self.known.get(block) or self.fields(block)
         if self.json:
-            return self.as_json(line, HOST.search(head), status, size, referer, agent)
-        return b'"%b" %d %b "%b" "%b"\n' % (
-            clean(line, MAX_TARGET) or b"-", status, b"%d" % size if size else b"-",
-            clean(referer[1], MAX_FIELD) if referer else b"-", clean(agent[1], MAX_FIELD) if agent else b"-")
+            return b'%b%b,"status":%d,"bytes":%d%b' % (as_json(line), host, status, size, tail)
+        return b'"%b" %d %b%b' % (clean(line, MAX_TARGET) or b"-", status, b"%d" % size if size else b"-", tail)
 
-    def as_json(self, line, host, status, size, referer, agent):
-        method, _, rest = line.partition(b" ")
-        target, _, protocol = rest.rpartition(b" ")
-        if not target:
-            method, target, protocol = b"", line, b""           # malformed: all of it
-        fields = {"method": text(method, 40), "target": text(target, MAX_TARGET), "protocol": text(protocol, 40),
-                  "host": text(host[1], 260) if host else None, "status": status, "bytes": size,
-                  "referer": text(referer[1], MAX_FIELD) if referer else None,
-                  "agent": text(agent[1], MAX_FIELD) if agent else None}
-        return json.dumps(fields, separators=(",", ":")).encode()[1:] + b"\n"
+    def fields(self, block):
+        """(host, the end of a line) for a header block: the same for all that a given client asks."""
+        fields = b"\r\n" + block
+        host, referer, agent = (pattern.search(fields) for pattern in (HOST, REFERER, USER_AGENT))
+        if self.json:
+            found = b',"host":%b' % (quoted(host[1], 260) if host else b"null"), b',"referer":%b,"agent":%b}\n' % (
+                quoted(referer[1], MAX_FIELD) if referer else b"null",
+                quoted(agent[1], MAX_FIELD) if agent else b"null")
+        else:
+            found = b"", b' "%b" "%b"\n' % (clean(referer[1], MAX_FIELD) if referer else b"-",
+                                            clean(agent[1], MAX_FIELD) if agent else b"-")
+        if len(block) <= MEMO_BLOCK:
+            if len(self.known) == MEMO_BLOCKS:
+                self.known.clear()
+            self.known[block] = found
+        return found
 
     # writing
 
@@ -164,3 +170,20 @@ def text(value, limit):
     while len(json.dumps(decoded)) > limit + len('""'):
         decoded = decoded[:len(decoded) * 3 // 4]
     return decoded
+
+
+def quoted(value, limit):
+    """`value` as a string in JSON, of at most `limit` bytes."""
+    if UNSAFE.search(value, 0, limit):
+        return json.dumps(text(value, limit)).encode()
+    return b'"%b"' % value[:limit]
+
+
+def as_json(line):
+    """Method, target and protocol of a request line; of a malformed one, all as the target."""
+    method, _, rest = line.partition(b" ")
+    target, _, protocol = rest.rpartition(b" ")
+    if not target:
+        method, target, protocol = b"", line, b""
+    return b'"method":%b,"target":%b,"protocol":%b' % (
+        quoted(method, 40), quoted(target, MAX_TARGET), quoted(protocol, 40))

@@ -14,11 +14,10 @@ import struct
 import subprocess
 import tarfile
 import threading
-import time
 
 import pytest
 from support import ROOT, build_tar, noise, request, run_tarweb, wait_until
-from test_reload import reports
+from test_reload import pieces, reports
 from test_workers import control_group, join, metrics, status_port
 
 LARGE = 8 << 20
@@ -209,10 +208,9 @@ def test_an_archive_is_overwritten_slowly(start, archive):
     server = start(archive)
     new = build_tar(archive.with_suffix(".new"), NEW).read_bytes()
     with archive.open("wb", buffering=0) as file:
-        for at in range(0, len(new), len(new) // 11):
+        for piece in pieces(new, 12):       # altogether longer than a change has to be stable for
             assert reports(server) == []
-            file.write(new[at:at + len(new) // 11])
-            time.sleep(0.25)                # altogether longer than a change has to be stable for
+            file.write(piece)
     wait_until(lambda: reports(server))
     assert reports(server)[0].startswith("reloaded: generation 2 serves 2 files, ")
     assert (len(reports(server)), count(server, WRITTEN)) == (1, 1)

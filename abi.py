@@ -241,6 +241,7 @@ def map_huge(fd, length, bits):
     while done < length:
         read = os.preadv(fd, [memoryview(memory)[done:done + (1 << 30)]], done)
         if not read:
+            libc.munmap(address, -(-length // page) * page)
             raise OSError("the archive was cut short while it was read")
         done += read
     return address

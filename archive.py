@@ -72,6 +72,7 @@ class Archive:
         self.size = size
         self.address = address
         self.lazy = False
+        self.release: Callable[[], None] = lambda: None     # of what `address` is in
         self.copied = False                 # whether memory at `address` is a copy, which nothing can happen to
         self.identity: tuple | None = None  # of the file, for whoever looks whether it has changed
         self.digest = ""                    # of all names and entity tags: equal for equal archives
@@ -89,6 +90,8 @@ class Archive:
         return b"".join(chunks(self.fd, self.path, rep.offset - self.address, rep.length))
 
     def close(self) -> None:
+        """Let go of the file, and of its place in memory."""
+        self.release()
         os.close(self.fd)
 
 
@@ -153,15 +156,15 @@ def in_memory(fd: int, offset: int, length: int) -> bool:
 
 
 def open_archive(path: str, prefix: str = "", etags: bool = True,
-                 place: Callable[[int, int], int] = lambda fd, size: 0) -> Archive:
+                 place: Callable[[Archive], None] = lambda archive: None) -> Archive:
     """Index the tar at `path`; `prefix` is taken off the names that begin with it. Raises ArchiveError.
 
-    `place(fd, size)` brings it into memory, and gives its address.
+    `place` brings it into memory before that, and sets its `address`, and what else is to be known of that.
     """
     fd, size = open_file(path)
     archive = Archive(path, fd, size)
     try:
-        archive.address = place(fd, size)
+        place(archive)
         _fill(archive, prefix, etags)
     except BaseException:
         archive.close()

@@ -9,30 +9,30 @@ import stat
 import time
 
 import abi
-from credentials import Callbacks, Credentials, CredentialsError, TicketKeys
+from credentials import Callbacks, Credentials, TicketKeys
 from ktls import KernelTlsError, probe
-from members import ArchiveError
-from openssl import TLS1_2, TLS1_3, OpenSSL, OpenSSLError
+from openssl import TLS1_2, TLS1_3, OpenSSL
 from options import UsageError
 from sites import Identity, Sites
 
-LOAD_ERRORS = ArchiveError, CredentialsError, UsageError, OpenSSLError, KernelTlsError, OSError
 STANDARD_OUTPUT = 1
 
 log = logging.getLogger("tarweb")
 
 
 class Generation:
-    """Archives, TLS and the access log, as the command line asks for them. Raises LOAD_ERRORS.
+    """Archives, TLS and the access log, as the command line asks for them.
 
     sites: Sites. tls: what an Engine takes, or None. log_fd: of the access log, or None. Of a `previous` Generation,
-    what has not changed is taken over; with `same_sites` all but the access log.
+    what has not changed is taken over; with `same_sites` all but the access log. Raises ArchiveError, CredentialsError,
+    UsageError, OpenSSLError, KernelTlsError, OSError.
     """
 
     def __init__(self, arguments, previous=None, same_sites=False):
         self.arguments = arguments
         self.error = ""                     # why the last attempt to replace this one failed
         self.log_fd = open_log(arguments.access_log)
+        self.tls = None
         try:
             if same_sites:
                 self.sites, self.tls, self.tls_words = previous.sites, previous.tls, previous.tls_words
@@ -45,6 +45,7 @@ class Generation:
                     for note in archive.notes:
                         log.warning("%s: %s", archive.path, note)
         except BaseException:
+            self.close_tls_but(previous)
             close_log(self.log_fd)
             raise
         self.loaded = [archive.identity for _, archive in self.sites.newest()] + self.credentials_were
@@ -63,11 +64,14 @@ class Generation:
         """Let go of what this generation has and the `other` has not."""
         if self.sites is not other.sites:
             self.sites.close_all_but(other.sites)
-        if self.tls and self.tls is not other.tls:
-            self.tls[1].close()
+        self.close_tls_but(other)
         close_log(self.log_fd)
         if self.inotify >= 0:
             os.close(self.inotify)
+
+    def close_tls_but(self, other):
+        if self.tls and not (other and self.tls is other.tls):
+            self.tls[1].close()
 
     # the files
 

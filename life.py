@@ -29,13 +29,13 @@ class Life(Door):
     are up to date; None where nobody wants to know. What comes in as `more` is Door's.
     """
 
+    sites: list[Site]
+
     def __init__(self, signals, publish, damage=None, **more):
         super().__init__(**more)
         self.signals, self.publish, self.damage = signals, publish, damage
         self.signal_byte = bytearray(1)
         self.timespec = bytearray(16)
-
-    sites: list[Site]
 
     def patience(self, connection):
         raise NotImplementedError

@@ -17,12 +17,13 @@ LARGEST = 32 * 1024         # bytes that may have been read: more than a request
 CMSG = struct.Struct("=Qiii")
 assert CMSG.size == socket.CMSG_LEN(4)
 
+
 class Envelope:
     """Memory for a msghdr, its iovec, one control message with a descriptor, and the bytes read."""
 
     IOV = abi.MSGHDR.size
     CONTROL = IOV + abi.IOVEC.size
-    DATA = CONTROL + 24
+    DATA = CONTROL + socket.CMSG_SPACE(4)
     flags = abi.MSG_CMSG_CLOEXEC
 
     def __init__(self):

@@ -3,6 +3,7 @@
 import mmap
 import os
 import re
+from functools import partial
 from typing import NamedTuple
 
 from abi import hide, map_file, map_huge, populate, unmap_file
@@ -55,16 +56,8 @@ class Sites:
         if before and before[0].identity == Identity.of(path) == Identity.of(before[0].fd):
             return before
         arguments = self.arguments
-        fits = []
-
-        def place(fd, size):
-            address, in_memory = bring_in(fd, size, arguments)
-            fits.append(in_memory)
-            return address
-
-        archive = open_archive(path, arguments.prefix, arguments.etags == "on", place)
-        archive.identity, archive.lazy = Identity.of(archive.fd), not fits[0]
-        archive.copied = bool(arguments.hugepages)
+        archive = open_archive(path, arguments.prefix, arguments.etags == "on", partial(bring_in, arguments))
+        archive.identity = Identity.of(archive.fd)
         self.opened.append(archive)
         return [archive, *before[:arguments.keep]]
 
@@ -81,8 +74,6 @@ class Sites:
         kept = {id(archive) for archive in others.archives()} if others else set()
         for archive in {id(archive): archive for archive in (*self.opened, *self.archives())}.values():
             if id(archive) not in kept:
-                page = max(1 << self.arguments.hugepages, mmap.PAGESIZE)
-                unmap_file(archive.address, -(-archive.size // page) * page)
                 archive.close()
         self.opened = []
 
@@ -125,8 +116,7 @@ class VirtualHosts(Responder):
         """The Responder for a Host field's value, or None."""
         name = PORT.sub(b"", host).lower().removesuffix(b".")
         label, _, rest = name.partition(b".")
-        return (self.by_host.get(name) or label and self.by_host.get(b"*." + rest) or self.by_host.get(b"")
-                or None)
+        return self.by_host.get(name) or label and self.by_host.get(b"*." + rest) or self.by_host.get(b"")
 
 
 # --- into memory, and out of it
@@ -143,17 +133,21 @@ def hide_lost(library):
             hide(archive.address + start, archive.size - start)
 
 
-def bring_in(fd, size, arguments):
-    """(address, whether all of it is in memory and is to stay there) of a tar. Raises ArchiveError."""
+def bring_in(arguments, archive):
+    """Give an Archive its address: that of a mapping, populated where it fits, or of a copy. Raises ArchiveError."""
+    fd, size = archive.fd, archive.size
     try:
         if arguments.hugepages:
-            return map_huge(fd, size, arguments.hugepages), True
-        address = map_file(fd, size)
+            archive.address, archive.copied = map_huge(fd, size, arguments.hugepages), True
+        else:
+            archive.address = map_file(fd, size)
     except OSError as error:
         advice = "see --hugepages and sysctl vm.nr_hugepages" if arguments.hugepages else "raise ulimit -v"
         raise ArchiveError(f"the archive of {size} bytes cannot be brought into memory: {error}; {advice}") from error
-    fits = arguments.preload or size < available_memory() // 2
-    return address, fits and populate(address, size)
+    page = max(1 << arguments.hugepages, mmap.PAGESIZE)
+    archive.release = partial(unmap_file, archive.address, -(-size // page) * page)
+    fits = archive.copied or arguments.preload or size < available_memory() // 2
+    archive.lazy = not (fits and populate(archive.address, size))
 
 
 def available_memory():

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """tarweb: serves a whole web site straight out of one tar file.
 
-Reads like a sequence: take the flags, open the archives, listen, fork, serve.
+Reads like a sequence: take the flags, listen, open the archives, fork, serve.
 """
 
 import gc

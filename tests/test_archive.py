@@ -842,7 +842,7 @@ def test_layers_answer_for_what_the_newest_one_lacks(tmp_path):
 
 def test_what_the_index_says_counts_from_the_address(tmp_path):
     path = write_tar(tmp_path / "site.tar", [member("a", b"abc"), member("a.gz", gzip.compress(b"abc"))])
-    plain, moved = open_archive(path), open_archive(path, place=lambda fd, size: 1 << 30)
+    plain, moved = open_archive(path), open_archive(path, place=lambda archive: setattr(archive, "address", 1 << 30))
     for before, after in zip(plain.find(b"/a"), moved.find(b"/a"), strict=True):
         for one, other in zip([before] if isinstance(before, Representation) else before,
                               [after] if isinstance(after, Representation) else after, strict=True):

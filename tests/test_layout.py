@@ -36,7 +36,7 @@ MAY_IMPORT = {  # arrows run one way
     "options": {"proxy"},
     "sites": {"abi", "archive", "members", "reply"},
     "listeners": {"door", "options", "systemd"},
-    "generation": {"abi", "credentials", "ktls", "members", "openssl", "options", "sites"},
+    "generation": {"abi", "credentials", "ktls", "openssl", "options", "sites"},
     "workers": {"abi", "accesslog", "archive", "conn", "counters", "door", "life", "options", "plan", "redirect",
                 "secure", "sites", "state", "status", "tls", "uring"},
     "supervisor": {"abi", "life"},

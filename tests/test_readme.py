@@ -5,7 +5,10 @@ import sys
 
 from support import ROOT
 
+import accesslog
 import conn
+import counters
+import credentials
 import http1
 import plan
 import reply
@@ -51,5 +54,8 @@ def test_limits_are_those_of_the_code():
                  f"| {reply.MAX_RANGES} asked, {reply.MAX_PARTS} sent |",
                  f"a buffer of {-(-sealed.LARGE_BUFFER // kib)} KiB for each connection |",
                  f"| {sealed.MEMO_PLAINTEXT // mib} MiB, for each worker |",
+                 f"| {plan.LAZY_PIECE // kib} KiB |", f"| {accesslog.MAX_WAITING // mib} MiB, for each worker |",
+                 f"| {counters.ROWS} | no further reload |",
+                 f"every\n  {credentials.TICKET_PERIOD // 3600} hours",
                  f"| {plan.MEMO_PLANS // mib} MiB and {plan.MEMO_REQUESTS // mib} MiB, for each worker |"):
         assert said in TEXT

@@ -377,6 +377,21 @@ def no_tar(path):
     path.with_suffix(".new").rename(path)
 
 
+def test_what_was_refused_is_let_go(start, deployment):
+    """Neither its descriptor nor its mapping is left in the parent, however often that happens."""
+    server = start(deployment.path)
+
+    def left():
+        mapped = Path(f"/proc/{server.pid}/maps").read_text().count(f"{deployment.path.parent}/")
+        return mapped, len(os.listdir(f"/proc/{server.pid}/fd"))
+
+    before = left()
+    for _ in range(3):
+        truncated(deployment.path)
+        assert reload(server).startswith("reload failed, generation 1 still serves: ")
+    assert left() == before
+
+
 def truncated(path):
     """As a copy that was broken off leaves it."""
     path.with_suffix(".new").write_bytes(path.read_bytes()[:5000])

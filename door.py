@@ -10,6 +10,7 @@ import errno
 import logging
 import select
 import time
+from collections.abc import Callable
 
 import abi
 import proxy
@@ -42,7 +43,11 @@ class Entrance:
 class Door:
     """Lets connections in, for a Worker, which knows what to do with them."""
 
-    site: Site                          # what answers those who come in
+    # A Worker's own: what answers those who come in; and how to go on with them.
+    site: Site
+    receive: Callable[..., None]
+    on_bytes: Callable[..., None]
+    end: Callable[..., None]
 
     def __init__(self, ring, limits, slots, entrance, counts, access_log=None):
         self.ring, self.limits, self.counts, self.access_log = ring, limits, counts, access_log
@@ -239,17 +244,6 @@ class Door:
             self.start(waiting)
         elif None in self.listeners.values():
             self.watch_listeners()
-
-    # what a Worker does
-
-    def receive(self, connection, multishot=True):
-        raise NotImplementedError
-
-    def on_bytes(self, connection, data, flags):
-        raise NotImplementedError
-
-    def end(self, connection):
-        raise NotImplementedError
 
     def move(self, connection, event):
         """Where a connection changes state: here, and with the same words in `run`, `send` and `begin_body`."""

@@ -3,6 +3,7 @@
 import signal
 import struct
 import time
+from collections.abc import Callable
 
 from abi import POLLIN
 from door import Door
@@ -29,19 +30,16 @@ class Life(Door):
     are up to date; None where nobody wants to know. What comes in as `more` is Door's.
     """
 
+    # A Worker's own: all that answer; how long a connection may wait, and what happens then.
     sites: list[Site]
+    patience: Callable[..., int]
+    on_timeout: Callable[..., None]
 
     def __init__(self, signals, publish, damage=None, **more):
         super().__init__(**more)
         self.signals, self.publish, self.damage = signals, publish, damage
         self.signal_byte = bytearray(1)
         self.timespec = bytearray(16)
-
-    def patience(self, connection):
-        raise NotImplementedError
-
-    def on_timeout(self, connection):
-        raise NotImplementedError
 
     def begin(self):
         self.ring.arm_read(SIGNAL, self.signals, self.signal_byte)

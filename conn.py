@@ -394,6 +394,8 @@ class Worker(Life):
             return
         self.move(connection, ENDED)
         self.ring.arm_close(CLOSE | connection.slot, connection.generation, connection.slot)
+        if self.addresses and connection.counted:
+            self.addresses.release(connection)
         self.let_go(connection)
         self.on_room()
 

@@ -11,7 +11,8 @@ import mmap
 # What a worker counts up, and what it has at the moment.
 COUNTERS = (
     "responses_1xx", "responses_2xx", "responses_3xx", "responses_4xx", "responses_5xx", "bytes_sent",
-    "accepted", "accept_errors", "passed", "proxy_refused", "memo_hits", "memo_misses", "reclaimed", "timed_out",
+    "accepted", "accept_errors", "passed", "proxy_refused", "memo_hits", "memo_misses", "reclaimed", "crowded",
+    "timed_out",
     "kernel_full", "kernel_resumed", "userspace_full", "userspace_resumed", "handshakes_failed", "truncated",
     "log_lines", "log_dropped", "no_buffers", "overflows", "cold", "faults",
 )

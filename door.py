@@ -16,7 +16,7 @@ import abi
 import proxy
 from abi import CQE_MORE, SEND_FLAGS
 from passfd import Envelope
-from state import ACCEPTED, PREFACED, Connection, IdleConnections, Site
+from state import ACCEPTED, FREE, PREFACED, Addresses, Connection, IdleConnections, Site
 
 log = logging.getLogger("tarweb")
 
@@ -59,7 +59,8 @@ class Door:
         if self.passing is not None:
             self.listeners[self.passing] = None
             self.envelope = Envelope()
-        self.curious = access_log is not None or self.trusted is not None   # whether to ask who the peer is
+        self.addresses = Addresses(limits.max_per_ip) if limits.max_per_ip else None
+        self.curious = bool(access_log or self.trusted or self.addresses)   # whether to ask who the peer is
         self.now = int(time.monotonic())
         self.idle = IdleConnections(self.connections)
         self.leave_by = 0               # tick after which listeners are left even while somebody waits at them
@@ -171,12 +172,22 @@ class Door:
         if self.trusted is not None and self.trusted.hold(connection.peer):
             connection.listener = listener
             self.move(connection, PREFACED)
+        elif self.addresses and not self.addresses.admit(connection):
+            self.turn_away(connection)
+            return
         else:
             self.welcome(connection, listener)
         if self.live > self.limits.max_connections and not self.reclaim():
             self.parked.append(connection)
         else:
             self.start(connection)
+
+    def turn_away(self, connection):
+        """Its address has as many connections as it may."""
+        self.counts.crowded += 1
+        if connection.state is FREE:
+            self.move(connection, PREFACED)
+        self.end(connection)
 
     def identify(self, connection, peer):
         connection.peer = peer
@@ -215,6 +226,9 @@ class Door:
         peer, size = header
         if peer is not None:
             self.identify(connection, peer)
+            if self.addresses and not self.addresses.admit(connection):
+                self.turn_away(connection)
+                return
         connection.pending = connection.pending[size:]
         self.welcome(connection, connection.listener)
         self.start(connection)

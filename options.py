@@ -133,6 +133,9 @@ def parse_arguments(argv, version):
         help="worker processes, each with a ring; auto: one for each CPU (default: 1)")
     add("--max-connections", metavar="N", type=number(1, 1 << 20),
         help="connections at a time, for each worker; beyond it idle ones are closed, or new ones wait (default: 4096)")
+    add("--max-per-ip", metavar="N", type=number(1, 1 << 20),
+        help="connections at a time from one address (of IPv6: one /64), for each worker; those beyond are closed at "
+             "once. Behind a proxy it takes --proxy-from (default: as many as there is room for)")
     add("-v", dest="verbose", metavar="LEVEL", choices=LEVELS, default="info",
         help="error, warn, info, debug or trace (default: info)")
     add("--version", action="version", version=f"tarweb {version}")

@@ -1,6 +1,7 @@
 """What a connection can be: its states, one table of how they follow each other, and what is known of one."""
 
 import heapq
+import socket
 
 # Events
 PREFACED, ACCEPTED, UNSECURED, SECURED, BYTES, REQUEST, BODY_AHEAD, CONTINUE, SENT, LAST, END, ENDED = (
@@ -42,7 +43,8 @@ class Connection:
 
     __slots__ = ("slot", "generation", "state", "since", "plan", "sent", "pending", "scanned", "attention",
                  "receiving", "sending", "shutting", "at_end", "unread", "request", "body",
-                 "site", "tls", "attached", "reads", "sends", "message_flags", "listener", "peer", "who", "head")
+                 "site", "tls", "attached", "reads", "sends", "message_flags", "listener", "peer", "who", "head",
+                 "counted")
 
     def __init__(self, slot):
         self.slot = slot
@@ -70,6 +72,7 @@ class Connection:
         self.peer = b""             # the client's address, where that is asked for
         self.who = b""              # the same as it stands in the access log
         self.head = b""             # the request head that the access log is to tell of
+        self.counted = b""          # as whose connection it is counted
 
     def forget(self):
         """Drop what a former connection left, before the slot's next one."""
@@ -113,6 +116,37 @@ def is_idle(connection):
     return connection.state is IDLE and connection.plan is not None
 
 
+class Addresses:
+    """Counts connections by the address that they come from: of one address there are at most `limit`.
+
+    Of IPv6 the first 64 bits count: a client has the rest of them to itself (RFC 6177).
+    """
+
+    def __init__(self, limit):
+        self.limit = limit
+        self.held: dict[bytes, int] = {}
+
+    def admit(self, connection):
+        """Count a connection from `connection.peer`; tell whether there is room for it. Whoever has no address has."""
+        peer = connection.peer
+        key = socket.inet_pton(socket.AF_INET6, peer.decode())[:8] if b":" in peer else peer
+        held = self.held.get(key, 0)
+        if held >= self.limit:
+            return False
+        if key:
+            self.held[key] = held + 1
+            connection.counted = key
+        return True
+
+    def release(self, connection):
+        """A connection that was counted has ended."""
+        key, connection.counted = connection.counted, b""
+        if self.held[key] == 1:
+            del self.held[key]
+        else:
+            self.held[key] -= 1
+
+
 class Site:
     """What answers requests: a responder, and the planner that remembers what it has answered."""
 
@@ -134,9 +168,11 @@ class Site:
 class Limits:
     """Times in seconds and counts, as the command line gives them."""
 
-    def __init__(self, max_connections=4096, header_timeout=10, keepalive_timeout=60, min_rate=1024, drain=10):
+    def __init__(self, max_connections=4096, header_timeout=10, keepalive_timeout=60, min_rate=1024, drain=10,
+                 max_per_ip=None):
         self.max_connections = max_connections
         self.header_timeout = header_timeout        # a request, body included, must have come by then
         self.keepalive_timeout = keepalive_timeout  # between requests
         self.min_rate = min_rate                    # bytes a second below which a reader is cut off
         self.drain = drain                          # what is in flight at the end may take this long
+        self.max_per_ip = max_per_ip                # connections from one address, or None

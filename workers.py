@@ -117,7 +117,7 @@ def make_worker(generation, listeners, number, board: Board, row, arguments):
     common = {
         "ring": ring, "slots": slots, "counts": counts, "signals": signals, "access_log": access_log,
         "limits": Limits(connections, arguments.header_timeout, arguments.keepalive_timeout, arguments.min_rate,
-                         arguments.drain),
+                         arguments.drain, arguments.max_per_ip),
         "entrance": Entrance(site + redirect, passing, arguments.trusted),
         "publish": (lambda: board.publish(row, counts)) if listeners.status else None,
         "site": Site(responder, planner), "library": library, "damage": damage,

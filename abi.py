@@ -25,13 +25,15 @@ ACCEPT_MULTISHOT, RECV_MULTISHOT = 1 << 0, 1 << 1
 CQE_BUFFER, CQE_MORE, CQE_BUFFER_SHIFT = 1 << 0, 1 << 1, 16
 
 # io_uring_setup, io_uring_enter, io_uring_register
-SETUP_SQPOLL, SETUP_CQSIZE, SETUP_SUBMIT_ALL = 1 << 1, 1 << 3, 1 << 7
+SETUP_SQPOLL, SETUP_CQSIZE, SETUP_R_DISABLED, SETUP_SUBMIT_ALL = 1 << 1, 1 << 3, 1 << 6, 1 << 7
 SETUP_COOP_TASKRUN, SETUP_SINGLE_ISSUER, SETUP_DEFER_TASKRUN = 1 << 8, 1 << 12, 1 << 13
 FEATURES = {"SINGLE_MMAP": 1 << 0, "NODROP": 1 << 1, "SUBMIT_STABLE": 1 << 2, "CQE_SKIP": 1 << 11}
 OFF_SQ_RING, OFF_SQES = 0, 0x10000000
 ENTER_GETEVENTS, ENTER_SQ_WAKEUP, ENTER_SQ_WAIT = 1 << 0, 1 << 1, 1 << 2
 SQ_NEED_WAKEUP, SQ_CQ_OVERFLOW = 1 << 0, 1 << 1
-REGISTER_PROBE, REGISTER_PBUF_RING = 8, 22
+REGISTER_PROBE, REGISTER_RESTRICTIONS, REGISTER_ENABLE_RINGS, REGISTER_PBUF_RING = 8, 11, 12, 22
+RESTRICTION = struct.Struct("=HBx12x")          # struct io_uring_restriction: opcode; operation or flags
+RESTRICTION_SQE_OP, RESTRICTION_SQE_FLAGS_ALLOWED = 1, 2
 
 # <linux/socket.h>. WAITALL: the kernel itself goes on with a send that found too little room.
 MSG_TRUNC, MSG_CTRUNC, MSG_DONTWAIT, MSG_WAITALL, MSG_NOSIGNAL = 0x20, 0x08, 0x40, 0x100, 0x4000
@@ -173,6 +175,17 @@ def load_calls(use_liburing=True):
         except (OSError, AttributeError):
             pass
     return Libc()
+
+
+_with_errno = ctypes.PyDLL(None, use_errno=True)
+
+
+def libc_call(name, *arguments):
+    """The result of libc's function `name`, given whole numbers. Raises OSError where that is -1."""
+    result = getattr(_with_errno, name)(*map(ctypes.c_long, arguments))
+    if result == -1:
+        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+    return result
 
 
 def check(result, what):
@@ -327,6 +340,8 @@ def peer_address(fd):
     return socket.inet_ntop(family, raw[8:24]).encode()
 
 
-def die_with_parent(number):
-    """Have the kernel send us signal `number` when the parent process ends (prctl(2))."""
+def die_with_parent(number, parent):
+    """Have the kernel send us signal `number` when the parent process ends (prctl(2)); if it has already, end."""
     libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)

@@ -23,12 +23,12 @@ log = logging.getLogger("tarweb")
 class Generation:
     """Archives, TLS and the access log, as the command line asks for them.
 
-    sites: Sites. tls: what an Engine takes, or None. log_fd: of the access log, or None. Of a `previous` Generation,
-    what has not changed is taken over; with `same_sites` all but the access log. Raises ArchiveError, CredentialsError,
-    UsageError, OpenSSLError, KernelTlsError, OSError.
+    prepared: what prepare_tls gave. sites: Sites. tls: what an Engine takes, or None. log_fd: of the access log, or
+    None. Of a `previous` Generation, what has not changed is taken over; with `same_sites` all but the access log.
+    Raises ArchiveError, CredentialsError, UsageError, OpenSSLError, OSError.
     """
 
-    def __init__(self, arguments, previous=None, same_sites=False):
+    def __init__(self, arguments, prepared=None, previous=None, same_sites=False):
         self.arguments = arguments
         self.error = ""                     # why the last attempt to replace this one failed
         self.log_fd = open_log(arguments.access_log)
@@ -39,7 +39,7 @@ class Generation:
                 self.credentials_were = previous.credentials_were
             else:
                 self.credentials_were = [Identity.of(path) for path in (*arguments.tls_cert, *arguments.tls_key)]
-                self.tls, self.tls_words = open_tls(arguments, previous)
+                self.tls, self.tls_words = open_tls(arguments, prepared)
                 self.sites = Sites(arguments, previous and previous.sites)
                 for archive in self.sites.opened:
                     for note in archive.notes:
@@ -126,26 +126,31 @@ class Generation:
                            "error": self.error})
 
 
-def open_tls(arguments, previous):
+def prepare_tls(arguments):
+    """What all generations share: (OpenSSL, the ciphers that the kernel takes over, where TLS is done, TicketKeys,
+    Callbacks); None without --tls-cert. Whether the kernel can is tried on a connection. Raises OpenSSLError,
+    KernelTlsError."""
+    if not arguments.tls_cert:
+        return None
+    openssl = OpenSSL()
+    ciphers, words = where_to_encrypt(arguments, openssl)
+    log.info("TLS %s", words)
+    return openssl, ciphers, words, TicketKeys(time.time()), Callbacks()
+
+
+def open_tls(arguments, prepared):
     """(what an Engine takes: OpenSSL, the Credentials, the ciphers that the kernel takes over; where TLS is done).
 
-    (None, "") without --tls-cert. Raises OpenSSLError, CredentialsError, KernelTlsError.
+    (None, "") without --tls-cert. Raises CredentialsError.
     """
-    if not arguments.tls_cert:
+    if prepared is None:
         return None, ""
-    if previous:
-        openssl, credentials, ciphers = previous.tls
-        words, tickets, callbacks = previous.tls_words, credentials.tickets, credentials.callbacks
-    else:
-        openssl, tickets, callbacks = OpenSSL(), TicketKeys(time.time()), Callbacks()
-        ciphers, words = where_to_encrypt(arguments, openssl)
+    openssl, ciphers, words, tickets, callbacks = prepared
     tickets.advance(time.time())
     credentials = Credentials(openssl, list(zip(arguments.tls_cert, arguments.tls_key, strict=True)),
                               TLS1_3 if arguments.tls_min == "1.3" else TLS1_2, tickets, bool(ciphers), callbacks)
     for warning in credentials.warnings:
         log.warning("%s", warning)
-    if not previous:
-        log.info("TLS %s", words)
     return (openssl, credentials, ciphers), words
 
 

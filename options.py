@@ -136,6 +136,10 @@ def parse_arguments(argv, version):
     add("--max-per-ip", metavar="N", type=number(1, 1 << 20),
         help="connections at a time from one address (of IPv6: one /64), for each worker; those beyond are closed at "
              "once. Behind a proxy it takes --proxy-from (default: as many as there is room for)")
+    add("--secure", choices=("auto", "require", "off"), default="auto",
+        help="whether processes lock themselves in before they read a request (default: auto, by all means that this "
+             "kernel has; require: not without all of them)")
+    add("--user", metavar="NAME", help="where root starts it, who workers are to be (default: nobody)")
     add("-v", dest="verbose", metavar="LEVEL", choices=LEVELS, default="info",
         help="error, warn, info, debug or trace (default: info)")
     add("--version", action="version", version=f"tarweb {version}")

@@ -15,20 +15,20 @@ HOST_AND_PORT = re.compile(rb"(\[[^\]]+\]|[^:]+)(?::[0-9]*)?")
 
 
 class Redirector(Responder):
-    """Answers every request with its address on `port` over HTTPS, and challenges from directory `acme_dir`.
+    """Answers every request with its address on `port` over HTTPS, and challenges from a `directory` (its descriptor).
 
     A challenge is looked for in .well-known/acme-challenge below that directory, where `certbot --webroot` puts it, and
     in the directory itself, where others do. The files come and go, so nothing of them is remembered.
     """
 
-    def __init__(self, port, acme_dir=None):
+    def __init__(self, port, directory=None):
         self.port = b"" if port == 443 else b":%d" % port
-        self.acme_dir = os.fsencode(acme_dir) if acme_dir else b""
+        self.directory = directory
 
     def reply(self, request):
         """The Reply for a Request."""
         method, path, query, connection, _, fields = request
-        if self.acme_dir and path.startswith(CHALLENGES):
+        if self.directory is not None and path.startswith(CHALLENGES):
             return self.challenge(path[len(CHALLENGES):], method, connection)
         if not path.startswith(b"/"):
             return self.error(404, "", connection, method)
@@ -41,8 +41,9 @@ class Redirector(Responder):
     def challenge(self, token, method, connection):
         if method not in (b"GET", b"HEAD"):
             return self.error(405, "a file can be read, and nothing else", connection, method, b"Allow: GET, HEAD\r\n")
-        places = (self.acme_dir + folder + token for folder in (CHALLENGES, b"/") if TOKEN.fullmatch(token))
-        content = next((content for content in map(read_small, places) if content is not None), None)
+        places = (folder + token for folder in (CHALLENGES[1:], b"") if TOKEN.fullmatch(token))
+        found = (read_small(place, self.directory) for place in places)
+        content = next((content for content in found if content is not None), None)
         if content is None:
             return self.error(404, "there is no such challenge", connection, method)
         head = (b"Content-Type: application/octet-stream\r\nContent-Length: %d\r\nCache-Control: no-store\r\n%b\r\n"
@@ -50,10 +51,10 @@ class Redirector(Responder):
         return Reply(200, head, () if method == b"HEAD" else (content,), connection == b"close")
 
 
-def read_small(path):
+def read_small(path, directory):
     """The contents of a regular file, or None where there is none, or a link, or something large or special."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
         return None
     try:

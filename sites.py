@@ -127,7 +127,7 @@ def hide_lost(library):
     From the new end to the end of its page there would be zeros (mmap(2)), which nobody could tell from contents.
     """
     for archive in library.archives:
-        size = os.fstat(archive.fd).st_size
+        size = os.lseek(archive.fd, 0, os.SEEK_END)
         if size < archive.size and not archive.copied:
             start = size & -mmap.PAGESIZE
             hide(archive.address + start, archive.size - start)

@@ -217,13 +217,11 @@ class Supervisor:
             signal.setitimer(signal.ITIMER_REAL, 0)
             for fd in (self.pipe, self.wake_end, *(process.tether for process in self.processes.values())):
                 os.close(fd)
-            die_with_parent(signal.SIGTERM)
+            die_with_parent(signal.SIGTERM, self.pid)
 
             def ready():
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
                 os.write(its_end, b"1")
-                if os.getppid() != self.pid:        # it has died before we asked to be told
-                    os.kill(os.getpid(), signal.SIGTERM)
 
             status = self.child(generation, number, row, ready, lambda: os.close(its_end))
         finally:
@@ -239,12 +237,23 @@ class Supervisor:
         gc.collect()
         gc.freeze()             # in a worker the collector would write to all that is shared by then
         processes = [self.fork(generation, number) for number in range(self.arguments.threads)]
-        ready = None not in processes and all(os.read(process.tether, 1) for process in processes)
-        if not ready:
-            for process in filter(None, processes):
-                process.dismissed = True
-            self.tell(signal.SIGKILL, generation)
-        return ready
+        started = [process for process in processes if process and os.read(process.tether, 1)]
+        if len(started) == len(processes):
+            return True
+        for process in filter(None, processes):
+            process.dismissed = True
+            if process not in started:
+                self.bury(process)
+        self.tell(signal.SIGKILL, generation)
+        return False
+
+    def bury(self, process):
+        """A worker has ended before it could serve; it has said why unless a signal has ended it."""
+        del self.processes[process.pid]
+        self.forget(process)
+        _, ended = os.waitpid(process.pid, 0)
+        if os.WIFSIGNALED(ended):
+            log.error("worker %d could not begin to serve: %s", process.pid, words(ended))
 
     def wait_for_leave(self, generation):
         """Until the workers of a generation accept no more. Who has not managed that within LEAVE seconds is killed: as
@@ -399,4 +408,6 @@ class Supervisor:
 def words(ended):
     """What os.wait says of a process's end, in words."""
     code = os.waitstatus_to_exitcode(ended)
+    if code == -signal.SIGSYS:
+        return "SIGSYS, a system call that it may not make (see sandbox.py; --secure=off allows all)"
     return f"exit status {code}" if code >= 0 else signal.Signals(-code).name

@@ -9,19 +9,21 @@ import logging
 import os
 import sys
 import time
+import traceback
 
 import workers
 from counters import Board
 from credentials import CredentialsError
-from generation import Generation
+from generation import Generation, prepare_tls
 from ktls import KernelTlsError
 from listeners import Listeners, url
 from members import ArchiveError
 from openssl import OpenSSLError
 from options import LEVELS, UsageError, parse_arguments
+from sandbox import Sandbox, SandboxError
 from supervisor import STATUS, Supervisor
 from systemd import Notifier
-from uring import RingError
+from uring import Ring, RingError
 
 __version__ = "0.1.0"
 
@@ -34,21 +36,25 @@ def run(arguments):
     """Limit, listen, load, fork, serve. The exit status; raises what main explains."""
     started = time.monotonic()
     gc.disable()        # indexing makes no cycles, but so many objects that the collector would take a fifth of it
-    workers.raise_file_limit()
+    workers.raise_limits(arguments)
     board, notifier = Board(), Notifier(os.environ)
+    sandbox = Sandbox(arguments, notifier.address.startswith("\0"))
     listeners = Listeners(arguments)
+    Ring(8, entries=8, buffers=1, use_liburing=not arguments.no_liburing).close()      # or say why not, at once
+    prepared = prepare_tls(arguments)
+    sandbox.confine_parent(arguments.access_log, *listeners.paths.values())
 
     def load(previous, same_sites):
-        return Generation(arguments, previous, same_sites)
+        return Generation(arguments, prepared, previous, same_sites)
 
     def child(generation, number, row, ready, left):
-        return serve(generation, listeners, number, row, board, arguments, ready, left)
+        return serve(generation, listeners, number, row, board, arguments, sandbox, ready, left)
 
     def introduce(generation, number):
         board.describe(generation.as_json(__version__, number, listeners.urls(generation.scheme)))
 
     def on_ready(generation):
-        for line in announce(generation, listeners, started):
+        for line in announce(generation, listeners, sandbox, started):
             print(line, file=sys.stderr if arguments.access_log == "-" else sys.stdout)
         sys.stdout.flush()
 
@@ -58,27 +64,34 @@ def run(arguments):
         listeners.close()
 
 
-def serve(generation, listeners, number, row, board, arguments, ready, left):
+def serve(generation, listeners, number, row, board, arguments, sandbox, ready, left):
     """The whole life of a child process; its exit status."""
     try:
         if number == STATUS:
-            worker = workers.make_status_worker(listeners, board, arguments)
+            worker = workers.make_status_worker(listeners, board, arguments, sandbox)
         else:
             if arguments.cpu_affinity:
                 cpus = sorted(os.sched_getaffinity(0))
                 os.sched_setaffinity(0, {cpus[number % len(cpus)]})
-            worker = workers.make_worker(generation, listeners, number, board, row, arguments)
-        workers.run(worker, ready, left)
+            worker = workers.make_worker(generation, listeners, number, board, row, arguments, sandbox)
+        workers.run(worker, sandbox, ready, left)
         return 0
-    except (RingError, UsageError) as error:
+    except (RingError, SandboxError, UsageError) as error:
         log.error("%s", error)
-    except BaseException:
-        log.exception("worker")
+    except BaseException as error:
+        log.error("worker\n%s", trace(error))
     return EXIT_FAILURE
 
 
-def announce(generation, listeners, started):
-    """What is said once requests are taken: one line, and one more for each further listener."""
+def trace(error):
+    """Where an exception comes from. Without the lines of the sources: a worker can open no file."""
+    frames = (f'  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}'
+              for frame, line in traceback.walk_tb(error.__traceback__))
+    return "\n".join(["Traceback (most recent call last):", *frames, f"{type(error).__name__}: {error}"])
+
+
+def announce(generation, listeners, sandbox, started):
+    """What is said once requests are taken: a line, one more for each further listener, and what has been given up."""
     first, *others = listeners.urls(generation.scheme)
     seconds = time.monotonic() - started
     yield f"tarweb {__version__}: {first} serves {generation.words()} (ready in {seconds:.2f} s)"
@@ -88,6 +101,7 @@ def announce(generation, listeners, started):
         yield f"tarweb: {url(sockets[0], 'http')} redirects to https"
     for listener in listeners.status:
         yield f"tarweb: status on {url(listener, 'http')}"
+    yield f"tarweb: {sandbox.words()}"
 
 
 def main(argv=None):
@@ -98,7 +112,7 @@ def main(argv=None):
     except (ArchiveError, CredentialsError, UsageError) as error:
         log.error("%s", error)
         return EXIT_USAGE
-    except (RingError, OpenSSLError, KernelTlsError) as error:
+    except (RingError, OpenSSLError, KernelTlsError, SandboxError) as error:
         log.error("%s", error)
     except OSError as error:
         log.error("%s", error.strerror or error)

@@ -24,12 +24,13 @@ import time
 
 from abi import (
     ACCEPT_MULTISHOT, BUF, BUFFER_SELECT, CQE, CQE_SKIP_SUCCESS, ENTER_GETEVENTS, ENTER_SQ_WAIT, ENTER_SQ_WAKEUP,
-    FEATURES, MAX_CQ_ENTRIES, NEEDED, OFF_SQ_RING, OFF_SQES, OP_ACCEPT, OP_ASYNC_CANCEL,
-    OP_CLOSE, OP_MADVISE, OP_POLL_ADD, OP_READ, OP_RECV, OP_RECVMSG, OP_SEND, OP_SENDMSG, OP_SHUTDOWN, OP_TIMEOUT,
-    OP_URING_CMD, OP_WRITE, RECV_MULTISHOT, REGISTER_PBUF_RING, REGISTER_PROBE,
-    SEND_FLAGS, SETUP_COOP_TASKRUN, SETUP_CQSIZE, SETUP_DEFER_TASKRUN, SETUP_SINGLE_ISSUER,
-    SETUP_SQPOLL, SETUP_SUBMIT_ALL, SOCKET_URING_OP_SETSOCKOPT, SQ_CQ_OVERFLOW, SQ_NEED_WAKEUP,
-    SQE_CANCEL, SQE_SOCKOPT, SQE, Params, address_of, check, load_calls,
+    FEATURES, LINK, MAX_CQ_ENTRIES, NEEDED, OFF_SQ_RING, OFF_SQES, OP_ACCEPT, OP_ASYNC_CANCEL, OP_CLOSE, OP_MADVISE,
+    OP_POLL_ADD, OP_READ, OP_RECV, OP_RECVMSG, OP_SEND, OP_SENDMSG, OP_SHUTDOWN, OP_TIMEOUT, OP_URING_CMD, OP_WRITE,
+    RECV_MULTISHOT, REGISTER_ENABLE_RINGS, REGISTER_PBUF_RING, REGISTER_PROBE, REGISTER_RESTRICTIONS, RESTRICTION,
+    RESTRICTION_SQE_FLAGS_ALLOWED, RESTRICTION_SQE_OP, SEND_FLAGS, SETUP_COOP_TASKRUN, SETUP_CQSIZE,
+    SETUP_DEFER_TASKRUN, SETUP_R_DISABLED, SETUP_SINGLE_ISSUER, SETUP_SQPOLL, SETUP_SUBMIT_ALL,
+    SOCKET_URING_OP_SETSOCKOPT, SQ_CQ_OVERFLOW, SQ_NEED_WAKEUP, SQE_CANCEL, SQE_SOCKOPT, SQE, Params, address_of,
+    check, load_calls,
 )
 
 U32 = 0xFFFFFFFF            # ring positions count modulo 2**32
@@ -47,7 +48,7 @@ def explain(error):
         with open("/proc/sys/kernel/io_uring_disabled") as file:
             disabled = file.read().strip()
     except OSError:
-        disabled = "0"
+        disabled = "0"                      # or it cannot be read any more, see sandbox.py
     if error == errno.EPERM and disabled != "0":
         return (f"io_uring is switched off: kernel.io_uring_disabled is {disabled}; "
                 "'sysctl kernel.io_uring_disabled=0' allows it")
@@ -80,6 +81,8 @@ class Ring:
     Completions carry the (tag, generation) that the operation was armed with. Raises RingError where the kernel
     cannot do it.
 
+    operations: the only ones (OP_*) that can ever be done with it, None for all; see `restrict`.
+
     Files are plain descriptors, not slots of a table registered with the ring. Before Linux 6.13 a file taken out of
     such a table stays open until every operation armed before on any of its files has ended, and multishot
     operations do not end: closed connections would never see the close. (Seen on 6.1 and 6.12; on 6.18 plain
@@ -90,20 +93,22 @@ class Ring:
     fenced = False
 
     def __init__(self, connections, *, entries=1024, buffers=256, buffer_size=4096,
-                 sqpoll_ms=0, busyloop=0.0, use_liburing=True):
+                 sqpoll_ms=0, busyloop=0.0, use_liburing=True, operations=None):
         self.calls = load_calls(use_liburing)
         self.system_enter = self.calls.enter
         self.busyloop = busyloop              # seconds to look for completions before sleeping
-        self.fd = self.setup(entries, connections, sqpoll_ms)
+        self.fd = self.setup(entries, connections, sqpoll_ms, SETUP_R_DISABLED if operations else 0)
         self.map_queues()
         self.probe()
         self.register_buffers(buffers, buffer_size)
+        if operations:
+            self.restrict(operations)
 
     # start-up
 
-    def setup(self, entries, connections, sqpoll_ms):
+    def setup(self, entries, connections, sqpoll_ms, more_flags=0):
         self.params = params = Params()
-        params.flags = SETUP_SUBMIT_ALL | SETUP_CQSIZE | self.mode
+        params.flags = SETUP_SUBMIT_ALL | SETUP_CQSIZE | self.mode | more_flags
         params.sq_thread_idle = sqpoll_ms
         params.cq_entries = min(max(4 * entries, 2 * connections), MAX_CQ_ENTRIES)
         fd = self.calls.setup(entries, ctypes.addressof(params))
@@ -137,7 +142,8 @@ class Ring:
         """struct io_uring_probe: 16 bytes, then 8 for each operation, bit 0 of its flags for `supported`."""
         found = bytearray(16 + 256 * 8)
         check(self.register(REGISTER_PROBE, found, 256), "io_uring_register(PROBE)")
-        missing = [name for name, op in NEEDED.items() if not found[16 + op * 8 + 2] & 1]
+        self.known = [op for op in range(256) if found[16 + op * 8 + 2] & 1]
+        missing = [name for name, op in NEEDED.items() if op not in self.known]
         if missing:
             raise RingError(f"this kernel's io_uring cannot do {', '.join(missing)}: {NEEDS}")
 
@@ -158,6 +164,30 @@ class Ring:
         for i in range(count):
             self.give_back(i)
         self.publish_buffers()
+
+    def restrict(self, operations):
+        """Start a ring that was set up as disabled, and have it do these operations only: nobody can lift that, nor
+        change anything else about the ring (io_uring_register(2), IORING_REGISTER_RESTRICTIONS). All other operations
+        are attempted. Raises RingError where one works.
+
+        That operations be on registered files only is not among the restrictions: see above for why there are none.
+        """
+        rules = [RESTRICTION.pack(RESTRICTION_SQE_OP, op) for op in operations]
+        rules.append(RESTRICTION.pack(RESTRICTION_SQE_FLAGS_ALLOWED, LINK | BUFFER_SELECT | CQE_SKIP_SUCCESS))
+        packed = b"".join(rules)
+        check(self.register(REGISTER_RESTRICTIONS, packed, len(rules)), "io_uring_register(RESTRICTIONS)")
+        check(self.calls.register(self.fd, REGISTER_ENABLE_RINGS, 0, 0), "io_uring_register(ENABLE_RINGS)")
+        works = [op for op in self.known if op not in operations and self.attempt(op) != [-errno.EACCES]]
+        if works or self.calls.register(self.fd, REGISTER_PROBE, 0, 0) != -errno.EACCES:
+            raise RingError(f"the kernel does not hold the ring to its restrictions (operations {works}): "
+                            "this is worth a report; --secure=off serves without them")
+
+    def attempt(self, op):
+        """The results of an operation on no file, in a list that is never empty."""
+        SQE.pack_into(self.sqes, self.place(), op, 0, 0, -1, 0, 0, 0, 0, 0, 0)
+        while not (found := [result for _, _, result, _ in self.wait()]):
+            pass                            # a signal came first
+        return found
 
     def close(self):
         """Let go of a ring that nothing is in flight in."""

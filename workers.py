@@ -9,7 +9,10 @@ import signal
 import time
 from functools import partial
 
-from abi import lock_program, open_inotify, report_writes
+from abi import (
+    OP_ACCEPT, OP_ASYNC_CANCEL, OP_CLOSE, OP_MADVISE, OP_POLL_ADD, OP_READ, OP_RECV, OP_RECVMSG, OP_SEND, OP_SENDMSG,
+    OP_SHUTDOWN, OP_TIMEOUT, OP_URING_CMD, OP_WRITE, lock_program, open_inotify, report_writes,
+)
 from accesslog import AccessLog
 from archive import Library
 from conn import Worker
@@ -30,6 +33,7 @@ SERVER = b"tarweb"
 DEFAULT_CONNECTIONS = 4096
 STATUS_CONNECTIONS = 64
 MAX_OPEN_AT_START = 4096        # descriptors looked at for those that are open: two for each worker, and a few
+SERVING = {OP_ACCEPT, OP_RECV, OP_SEND, OP_SENDMSG, OP_SHUTDOWN, OP_CLOSE, OP_ASYNC_CANCEL, OP_TIMEOUT, OP_READ}
 SIGNALS = signal.SIGTERM, AT_ONCE, LOOK, signal.SIGUSR1, signal.SIGUSR2         # see Life.on_signal
 IGNORED = signal.SIGINT, signal.SIGQUIT, signal.SIGHUP          # a terminal's are for the parent alone
 
@@ -38,9 +42,16 @@ log = logging.getLogger("tarweb")
 
 # --- the limit of open files
 
-def raise_file_limit():
+def raise_limits(arguments):
+    """Those of open files and of locked memory (which rings are), while we may: in a worker it would be too late."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = MAX_OPEN_AT_START + (arguments.max_connections or DEFAULT_CONNECTIONS)
+    for which, limit in ((resource.RLIMIT_NOFILE, wanted), (resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY)):
+        _, hard = resource.getrlimit(which)
+        if hard not in (resource.RLIM_INFINITY, limit) and (limit > hard or limit == resource.RLIM_INFINITY):
+            with contextlib.suppress(OSError, ValueError):      # not root's to raise, or more than fs.nr_open
+                resource.setrlimit(which, (limit, limit))
 
 
 def limit_connections(wanted):
@@ -92,14 +103,26 @@ def signal_pipe():
     return read_end
 
 
-def make_ring(arguments, connections):
+def make_ring(arguments, connections, operations):
     kind = PolledRing if arguments.sqpoll_ms else Ring
-    return kind(connections, entries=arguments.ring_size, sqpoll_ms=arguments.sqpoll_ms,
+    return kind(connections, entries=arguments.ring_size, sqpoll_ms=arguments.sqpoll_ms, operations=operations,
                 busyloop=arguments.busyloop, use_liburing=not arguments.no_liburing)
 
 
-def make_worker(generation, listeners, number, board: Board, row, arguments):
-    """The Worker of a generation that accepts on the `number`-th of each of `listeners`."""
+def operations(arguments, tls, lazy):
+    """What a worker's ring has to do: no more than that. None with --secure=off, for all."""
+    if arguments.secure == "off":
+        return None
+    return (SERVING | {OP_POLL_ADD}                                 # that an archive is written to
+            | ({OP_MADVISE} if lazy else set())
+            | ({OP_WRITE} if arguments.access_log else set())
+            | ({OP_RECVMSG} if arguments.passfd else set())
+            | ({OP_RECVMSG, OP_URING_CMD} if tls and tls[2] else set()))        # kernel TLS
+
+
+def make_worker(generation, listeners, number, board: Board, row, arguments, sandbox):
+    """The Worker of a generation that accepts on the `number`-th of each of `listeners`, in a process that has dropped
+    what a Sandbox drops first."""
     site, redirect = ([listener.fileno() for listener in sockets] for sockets in listeners.of(number))
     counts, signals = Counts(), signal_pipe()
     library, responder = generation.sites.library(), generation.sites.responder()
@@ -107,8 +130,11 @@ def make_worker(generation, listeners, number, board: Board, row, arguments):
     if library.lazy:
         lock_program()
     planner = Planner(library, responder.spell_out, SERVER, time.time(), hsts)
-    ring = make_ring(arguments, arguments.max_connections or DEFAULT_CONNECTIONS)
     damage = watch(library)
+    directory = os.open(arguments.acme_dir, os.O_PATH | os.O_CLOEXEC) if arguments.acme_dir else None
+    sandbox.drop(directory)
+    ring = make_ring(arguments, arguments.max_connections or DEFAULT_CONNECTIONS,
+                     operations(arguments, generation.tls, library.lazy))
     connections, slots = limit_connections(arguments.max_connections)
     access_log = None
     if generation.log_fd is not None:
@@ -125,7 +151,7 @@ def make_worker(generation, listeners, number, board: Board, row, arguments):
     if generation.tls is None:
         return Worker(**common)
     generation.tls[1].renew_tickets(time.time())
-    redirector = Redirector(listeners.https_port(), arguments.acme_dir)
+    redirector = Redirector(listeners.https_port(), directory)
     plain_site = Site(redirector, ForgetfulPlanner(library, redirector.spell_out, SERVER, time.time()))
     return SecureWorker(engine=Engine(*generation.tls), plain=frozenset(redirect), plain_site=plain_site, **common)
 
@@ -145,22 +171,25 @@ def on_damage(inotify, library):
     hide_lost(library)
 
 
-def make_status_worker(listeners, board: Board, arguments):
-    """The Worker that answers on the status listener."""
+def make_status_worker(listeners, board: Board, arguments, sandbox):
+    """The Worker that answers on the status listener; as make_worker."""
     responder, signals = StatusResponder(board), signal_pipe()
     library = Library([])
     planner = ForgetfulPlanner(library, responder.spell_out, SERVER, time.time())
-    ring = Ring(STATUS_CONNECTIONS, entries=STATUS_CONNECTIONS, buffers=16,
-                use_liburing=not arguments.no_liburing)
+    sandbox.drop()
+    ring = Ring(STATUS_CONNECTIONS, entries=STATUS_CONNECTIONS, buffers=16, use_liburing=not arguments.no_liburing,
+                operations=None if arguments.secure == "off" else SERVING)
     connections, slots = limit_connections(STATUS_CONNECTIONS)
     return Worker(ring=ring, slots=slots, counts=Counts(), signals=signals, library=library, publish=None,
                   limits=Limits(connections, drain=1), site=Site(responder, planner),
                   entrance=Entrance([listener.fileno() for listener in listeners.status]))
 
 
-def run(worker, ready, left):
-    """Serve until a signal ends it. `ready` is called when it can take requests, `left` when it accepts no more."""
+def run(worker, sandbox, ready, left):
+    """Lock a Sandbox, and serve until a signal ends it. `ready` is called when it can take requests, `left` when it
+    accepts no more."""
     worker.on_left = left
     gc.freeze()                 # nothing in the loop makes reference cycles, so the collector stays off
+    sandbox.lock()
     ready()
     worker.run()

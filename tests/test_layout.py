@@ -34,6 +34,8 @@ MAY_IMPORT = {  # arrows run one way
     "sealed": {"abi", "conn", "state", "tls"},
     "secure": {"abi", "conn", "door", "http1", "ktls", "sealed", "state", "tls"},
     "options": {"proxy"},
+    "seccomp": set(),
+    "sandbox": {"abi", "options", "seccomp"},
     "sites": {"abi", "archive", "members", "reply"},
     "listeners": {"door", "options", "systemd"},
     "generation": {"abi", "credentials", "ktls", "openssl", "options", "sites"},
@@ -41,7 +43,7 @@ MAY_IMPORT = {  # arrows run one way
                 "secure", "sites", "state", "status", "tls", "uring"},
     "supervisor": {"abi", "life"},
     "tarweb": {"counters", "credentials", "generation", "ktls", "listeners", "members", "openssl", "options",
-               "supervisor", "systemd", "uring", "workers"},
+               "sandbox", "supervisor", "systemd", "uring", "workers"},
 }
 MAY_USE_CTYPES = {"abi", "uring", "openssl", "credentials", "ktls", "tls"}  # the modules that bind C
 LONGEST_FUNCTION = 60

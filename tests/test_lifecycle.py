@@ -37,12 +37,12 @@ def running(pid):
 # --- ready ---------------------------------------------------------------------------------------------------------
 
 
-def test_one_line_says_what_is_served_and_where(start, tmp_path):
+def test_one_line_says_what_is_served_and_where_and_another_what_is_given_up(start, tmp_path):
     server = start(build_tar(tmp_path / "site.tar", {"a": b"1", "b": b"22", "c/d": b"333"}))
     assert re.search(r"\b3 files\b", server.ready_line)
     assert re.search(r"\b\d+([.,]\d+)? ?(ms|s)\b", server.ready_line), "no start-up time"
     server.signal()
-    assert server.wait() == "", "more than one line on stdout"
+    assert re.fullmatch("tarweb: (not )?locked down.*\n", server.wait()), "more than two lines on stdout"
     assert server.stderr() == ""
 
 

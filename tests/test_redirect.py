@@ -73,15 +73,17 @@ ANSWER = TOKEN + b".9jg46WB3rR_AHD-EBXdN7cBkH1WOu0tA3M9fm21mqTI"
 
 @pytest.fixture(params=("as certbot does", "in the directory itself"))
 def folder(request, tmp_path):
-    """A directory with the answer to a challenge, and the place where it is."""
+    """The descriptor of a directory with the answer to a challenge, and the place where that is."""
     place = tmp_path / CHALLENGES.decode().strip("/") if request.param == "as certbot does" else tmp_path
     place.mkdir(parents=True, exist_ok=True)
     (place / TOKEN.decode()).write_bytes(ANSWER)
-    return tmp_path, place
+    directory = os.open(tmp_path, os.O_PATH)
+    yield directory, place
+    os.close(directory)
 
 
 def test_challenge(folder):
-    redirector = Redirector(443, str(folder[0]))
+    redirector = Redirector(443, folder[0])
     reply = ask(redirector, CHALLENGES + TOKEN)
     assert reply.status == 200
     assert reply.body == (ANSWER,)
@@ -91,13 +93,13 @@ def test_challenge(folder):
     assert ask(redirector, CHALLENGES + TOKEN, fields=b"Connection: close\r\n").close
 
 
-def test_challenge_without_a_host():
+def test_challenge_without_a_host(folder):
     """Who asks for one need not say where."""
-    assert ask(Redirector(443, "/nowhere"), CHALLENGES + TOKEN, host=None, version=b"1.0").status == 404
+    assert ask(Redirector(443, folder[0]), CHALLENGES + b"x", host=None, version=b"1.0").status == 404
 
 
 def test_challenges_come_and_go(folder):
-    redirector, path = Redirector(443, str(folder[0])), folder[1] / TOKEN.decode()
+    redirector, path = Redirector(443, folder[0]), folder[1] / TOKEN.decode()
     path.unlink()
     assert ask(redirector, CHALLENGES + TOKEN).status == 404
     path.write_bytes(b"another")
@@ -106,7 +108,7 @@ def test_challenges_come_and_go(folder):
 
 @pytest.mark.parametrize("method", (b"POST", b"OPTIONS", b"DELETE"))
 def test_challenges_are_read_only(folder, method):
-    reply = ask(Redirector(443, str(folder[0])), CHALLENGES + TOKEN, method=method)
+    reply = ask(Redirector(443, folder[0]), CHALLENGES + TOKEN, method=method)
     assert reply.status == 405
     assert b"Allow: GET, HEAD\r\n" in reply.head
 
@@ -116,7 +118,7 @@ def test_challenges_are_read_only(folder, method):
     TOKEN + b"%0a", b"a" * 256, b"a" * 1000, b"%ff"))
 def test_no_such_challenge(folder, token):
     """Never a redirect, and nothing but tokens is looked for."""
-    reply = ask(Redirector(443, str(folder[0])), CHALLENGES + token)
+    reply = ask(Redirector(443, folder[0]), CHALLENGES + token)
     assert (reply.status, location(reply)) == (404, None)
 
 
@@ -131,7 +133,7 @@ def test_what_is_no_challenge(folder, kind):
         os.mkfifo(path)             # opening one for reading would wait for a writer
     elif kind == "large":
         path.write_bytes(bytes(LARGEST_CHALLENGE + 1))
-    assert ask(Redirector(443, str(folder[0])), CHALLENGES + b"special").status == 404
+    assert ask(Redirector(443, folder[0]), CHALLENGES + b"special").status == 404
 
 
 @pytest.mark.parametrize("name", (".hidden", "a.html", "a b", "below/token", "\u00e4"))
@@ -139,13 +141,13 @@ def test_what_else_is_in_the_directory_stays_there(folder, name):
     path = folder[1] / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"not for everybody")
-    assert ask(Redirector(443, str(folder[0])), CHALLENGES + quote(name).encode()).status == 404
+    assert ask(Redirector(443, folder[0]), CHALLENGES + quote(name).encode()).status == 404
 
 
 @pytest.mark.parametrize("size", (0, 1, LARGEST_CHALLENGE))
 def test_sizes(folder, size):
     (folder[1] / "sized").write_bytes(b"x" * size)
-    assert ask(Redirector(443, str(folder[0])), CHALLENGES + b"sized").body == (b"x" * size,)
+    assert ask(Redirector(443, folder[0]), CHALLENGES + b"sized").body == (b"x" * size,)
 
 
 def test_without_a_directory_challenges_are_redirected():
@@ -153,7 +155,7 @@ def test_without_a_directory_challenges_are_redirected():
 
 
 def test_no_descriptor_is_left_open(folder):
-    redirector, before = Redirector(443, str(folder[0])), len(os.listdir("/proc/self/fd"))
+    redirector, before = Redirector(443, folder[0]), len(os.listdir("/proc/self/fd"))
     for token in (TOKEN, b"no", b"x"):
         ask(redirector, CHALLENGES + token)
     assert len(os.listdir("/proc/self/fd")) == before

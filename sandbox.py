@@ -1,0 +1,400 @@
+"""What the processes of a server give up before the first byte of a request is read, and the proof that it is gone.
+
+A worker gives up, in this order:
+  * its user, where it was started by root, and all capabilities, those that it could get back by exec included;
+  * by way of its ring, all operations but those that serving needs (`Ring.restrict` in uring.py);
+  * the file system, TCP, and signals to others (Landlock, landlock(7));
+  * all system calls but those of the loop (seccomp(2)): any other one ends the process.
+Each forbidden thing is then attempted, and a worker for which one works does not serve. The filter is put on twice for
+that: first with an errno of its own as the answer to everything else, then with death.
+
+The parent reads archives and keys anew at each reload and forks workers. It keeps the right to do these, to write where
+the access log is, and to open nothing else for writing, start no program, and listen and connect nowhere.
+
+Why both Landlock and restrictions of the ring: what goes through an io_uring passes no filter of system calls, so a
+filter alone would be theatre.
+"""
+
+import errno
+import mmap
+import os
+import pwd
+import resource
+import signal
+import socket
+import struct
+
+import abi
+from abi import address_of, libc_call
+from options import UsageError
+from seccomp import (
+    ALL_BITS, ALLOW, ALWAYS, AT_EMPTY_PATH, FIONBIO, KILL, NOT_EXECUTABLE, REFUSE, assemble, supported,
+)
+
+NOBODY = 65534, 65534, "nobody"
+
+# <linux/prctl.h>
+PR_SET_DUMPABLE, PR_GET_SECCOMP, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 4, 21, 22, 24, 38
+SECCOMP_MODE_FILTER = 2
+
+# <linux/capability.h>
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP = 1, 2, 5, 6, 7, 8
+CAPABILITIES = range(64)
+CAPABILITY_VERSION_3 = 0x20080522
+
+# <linux/landlock.h>; rights to files by the first version of the interface (ABI) that has them
+SYS_CREATE_RULESET, SYS_ADD_RULE, SYS_RESTRICT_SELF = 444, 445, 446     # the same number on every architecture
+CREATE_RULESET_VERSION, RULE_PATH_BENEATH = 1, 1
+FILE_RIGHTS = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
+WRITE_FILE, READ_FILE, READ_DIR, REMOVE_FILE, MAKE_REG = 1 << 1, 1 << 2, 1 << 3, 1 << 5, 1 << 8
+TCP_RIGHTS, TCP_ABI = 0b11, 4                   # bind, connect
+SCOPE_ABSTRACT, SCOPE_SIGNAL, SCOPE_ABI = 1, 2, 6
+
+# What a worker may call, and what for.
+LOOP = {
+    "io_uring_enter": ALWAYS,                   # everything
+    "read": ALWAYS,                             # that an archive has been written to
+    "write": ALWAYS,                            # messages; to the parent, and to itself from a signal handler
+    "close": ALWAYS,                            # the end of accepting
+    "poll": ALWAYS, "ppoll": ALWAYS,            # the same: whether somebody waits
+    "lseek": ALWAYS,                            # how long an archive is now
+    "preadv2": ALWAYS, "preadv": ALWAYS,        # what of it is in memory, and what of it OpenSSL is to encrypt
+    "mmap": NOT_EXECUTABLE, "mprotect": NOT_EXECUTABLE, "munmap": ALWAYS, "mremap": ALWAYS, "madvise": ALWAYS,
+    "brk": ALWAYS,
+    "futex": ALWAYS, "sched_yield": ALWAYS,     # locks that somebody holds
+    "rt_sigreturn": ALWAYS, "rt_sigprocmask": ALWAYS, "restart_syscall": ALWAYS,
+    "clock_gettime": ALWAYS, "gettimeofday": ALWAYS,        # where the clock cannot be read without
+    "getpid": ALWAYS,                           # logging, OpenSSL
+    "exit": ALWAYS, "exit_group": ALWAYS,
+}
+CURIOUS = {"getpeername": ALWAYS}
+TLS = {"getrandom": ALWAYS}
+PASSED = {"getsockname": ALWAYS, "getsockopt": ALWAYS, "ioctl": (((1, ALL_BITS, FIONBIO),),),
+          "setsockopt": (((1, ALL_BITS, socket.IPPROTO_TCP), (2, ALL_BITS, socket.TCP_NODELAY)),)}
+CHALLENGES = {"openat": ALWAYS, "fstat": ALWAYS, "newfstatat": (((3, AT_EMPTY_PATH, AT_EMPTY_PATH),),)}
+ANOTHER_FILTER = {"prctl": (((0, ALL_BITS, PR_SET_SECCOMP),),)}
+
+# What the parent may not, and all that it forks.
+DENIED = ("execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "socket", "bind",
+          "listen", "connect", "unshare", "setns", "mount", "umount2", "move_mount", "pivot_root", "chroot", "swapon",
+          "swapoff", "reboot", "init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load", "bpf",
+          "perf_event_open", "userfaultfd", "open_by_handle_at", "add_key", "request_key", "keyctl")
+
+NOT_PERMITTED = errno.EPERM, errno.EACCES
+TRIED = errno.EXFULL            # what the first filter answers: nothing else ever does
+
+
+class SandboxError(Exception):
+    """Something cannot be given up, or works after it was; the text says what, and what to do."""
+
+
+class Sandbox:
+    """What can be given up here. Raises UsageError for a --user that cannot be had, SandboxError for --secure=require.
+
+    abstract: whether the parent talks to an abstract unix socket.
+    """
+
+    def __init__(self, arguments, abstract=False):
+        self.arguments, self.abstract = arguments, abstract
+        self.off = arguments.secure == "off"
+        self.missing: list[str] = []            # what is not given up, and why
+        self.sockets: tuple = ()                # to try connecting and listening with
+        self.user = find_user(arguments.user)
+        self.landlock, self.filters = 0, False
+        if self.off:
+            if arguments.user:
+                raise UsageError("--user is of no use with --secure=off")
+            return
+        self.sockets = socket.socket(), socket.socket()
+        self.look()
+        if arguments.secure == "require" and self.missing:
+            raise SandboxError(f"--secure=require: {'; '.join(self.missing)}")
+
+    def look(self):
+        """Find out what there is."""
+        reason = self.user and why_not_become(self.user)
+        if reason and self.arguments.user:
+            raise UsageError(f"--user {self.arguments.user}: {reason}")
+        if reason:
+            self.user = None
+            self.missing.append(f"another user ({reason})")
+        try:
+            self.landlock = libc_call("syscall", SYS_CREATE_RULESET, 0, 0, CREATE_RULESET_VERSION)
+        except OSError as error:
+            advice = "lsm= at boot leaves it out" if error.errno == errno.EOPNOTSUPP else os.strerror(error.errno or 0)
+            self.missing.append(f"Landlock ({advice})")
+        try:
+            libc_call("prctl", PR_GET_SECCOMP, 0, 0, 0, 0)
+            self.filters = supported()
+        except OSError:
+            pass
+        if not self.filters:
+            self.missing.append("seccomp (not for this kernel or architecture)")
+
+    def words(self):
+        """What is in force."""
+        if self.off:
+            return "not locked down (--secure=off)"
+        given_up = [f"workers as {self.user[2] if self.user else who_we_are()}", "no capabilities", "restricted rings",
+                    *[f"Landlock (ABI {self.landlock})"] * bool(self.landlock), *["seccomp"] * self.filters]
+        return f"locked down: {', '.join(given_up)}" + "".join(f"; without {what}" for what in self.missing)
+
+    # the parent
+
+    def confine_parent(self, *written):
+        """Give up what reloads do not take. `written`: paths of the access log and of sockets, or None. Raises
+        SandboxError."""
+        if self.off:
+            return
+        folders = {os.path.dirname(os.path.abspath(name)) for path in written if path
+                   for name in (path, os.path.realpath(path)) if os.path.isdir(os.path.dirname(os.path.abspath(name)))}
+        kept = {CAP_SETUID, CAP_SETGID, CAP_SETPCAP, CAP_KILL, CAP_DAC_OVERRIDE if folders else CAP_DAC_READ_SEARCH}
+        keep_capabilities(kept & permitted() if self.user else {CAP_SETPCAP} & permitted())
+        keep_to_ourselves()
+        if self.landlock:
+            scopes = SCOPE_SIGNAL | (0 if self.abstract else SCOPE_ABSTRACT)
+            writing = WRITE_FILE | READ_FILE | READ_DIR | MAKE_REG | REMOVE_FILE
+            restrict_files(self.landlock, scopes,
+                           {"/": READ_FILE | READ_DIR} | dict.fromkeys(folders, writing))
+        if self.filters:
+            put_filter(assemble(dict.fromkeys(DENIED, ALWAYS), REFUSE | errno.EPERM, ALLOW))
+            for words, attempt in AGAINST_PARENTS_FILTER.items():
+                expect(NOT_PERMITTED, words, attempt)
+
+    # a worker
+
+    def drop(self, directory=None):
+        """Become somebody who may do nothing that others may not, and give up files.
+
+        `directory`: the descriptor of the one in which files can still be read, or None. Raises SandboxError, OSError.
+        """
+        if self.off:
+            return
+        parent = os.getppid()
+        drop_bounding(set())
+        if self.user:
+            uid, gid, _ = self.user
+            os.setgroups(groups_with_rings())
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+        keep_capabilities(set())
+        keep_to_ourselves()
+        abi.die_with_parent(signal.SIGTERM, parent)         # forgotten where a user changes, prctl(2)
+
+        if self.user:
+            expect(NOT_PERMITTED, "become root", lambda: os.setuid(0))
+        if directory is not None:
+            check_directory(directory)
+        if self.landlock:
+            readable = {} if directory is None else {directory: READ_FILE}
+            restrict_files(self.landlock, SCOPE_ABSTRACT | SCOPE_SIGNAL, readable)
+            for words, attempt in against_landlock(self.landlock, *self.sockets):
+                expect(NOT_PERMITTED, words, attempt)
+        for unused in self.sockets:
+            unused.close()
+
+    def lock(self):
+        """Give up all system calls but those of the loop. Raises SandboxError, OSError."""
+        if not self.filters:
+            return
+        calls = calls_of(self.arguments)
+        put_filter(assemble(calls | ANOTHER_FILTER, ALLOW, REFUSE | TRIED))
+        for words, attempt in AGAINST_FILTER.items():
+            if words != OPEN or "openat" not in calls:
+                expect([TRIED], words, attempt)
+        put_filter(assemble(calls, ALLOW, KILL))
+
+
+def calls_of(arguments):
+    """What the workers of a server with these flags may call."""
+    calls = dict(LOOP)
+    if arguments.access_log or arguments.trusted or arguments.max_per_ip:
+        calls |= CURIOUS
+    if arguments.tls_cert:
+        calls |= TLS
+    if arguments.passfd:
+        calls |= PASSED
+    if arguments.acme_dir:
+        calls |= CHALLENGES
+    return calls
+
+
+# --- what is attempted
+
+OPEN = "open a file"
+
+
+def against_landlock(version, first, second):
+    """(what, how) for what has to be stopped without a filter, given two sockets."""
+    yield OPEN, lambda: os.open("/", os.O_RDONLY)
+    if os.path.exists(os.devnull):              # to look is nothing that Landlock restricts
+        yield "open a file for writing", lambda: os.open(os.devnull, os.O_WRONLY)
+    if version >= TCP_ABI:
+        yield "connect", lambda: first.connect(("127.0.0.1", 9))
+        yield "listen", lambda: second.bind(("127.0.0.1", 0))
+    if version >= SCOPE_ABI:
+        yield "signal the parent", lambda: os.kill(os.getppid(), 0)
+
+
+def fork():
+    if not os.fork():
+        os._exit(0)
+
+
+AGAINST_PARENTS_FILTER = {          # what: how
+    "start a program": lambda: os.execv("/dev/null/tarweb", ["tarweb"]),
+    "make a socket": socket.socket,
+    "connect": lambda: libc_call("connect", -1, 0, 0),
+    "listen": lambda: libc_call("bind", -1, 0, 0),
+    "trace a process": lambda: libc_call("ptrace", 0, 0, 0, 0),
+    "enter a namespace": lambda: libc_call("unshare", 0),
+    "mount": lambda: libc_call("mount", 0, 0, 0, 0, 0),
+}
+AGAINST_FILTER = {
+    **AGAINST_PARENTS_FILTER,
+    OPEN: lambda: os.open("/", os.O_RDONLY),
+    "remove a file": lambda: os.unlink("/dev/null/tarweb"),
+    "start a process": fork,
+    "signal the parent": lambda: os.kill(os.getppid(), 0),
+    "become another user": lambda: os.setuid(os.getuid()),
+    "raise a limit": lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
+    "have executable memory": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC),
+    "make a ring": lambda: libc_call("syscall", abi.SYS_SETUP, 0, 0),
+    "change a ring": lambda: libc_call("syscall", abi.SYS_REGISTER, -1, 0, 0, 0),
+}
+
+
+def expect(refusals, words, attempt):
+    """Attempt what has to fail with one of these errnos. Raises SandboxError."""
+    try:
+        attempt()
+        outcome = "it works"
+    except OSError as error:
+        if error.errno in refusals:
+            return
+        outcome = error.strerror or str(error)
+    raise SandboxError(f"the sandbox does not hold: a process that serves tried to {words}, and: {outcome}. "
+                       "This is worth a report; --secure=off serves without it")
+
+
+def check_directory(directory):
+    """Raises SandboxError where nothing can be looked up in a directory."""
+    try:
+        os.stat("tarweb", dir_fd=directory)
+    except FileNotFoundError:
+        pass
+    except PermissionError:
+        raise SandboxError("--acme-dir: the workers' user cannot look into it: chmod o+x, or see --user") from None
+
+
+# --- the pieces
+
+def find_user(name):
+    """(uid, gid, name) of who workers are to become; None where they stay who we are. Raises UsageError."""
+    if os.geteuid():
+        if name:
+            raise UsageError(f"--user {name}: only root can become somebody else")
+        return None
+    try:
+        found = pwd.getpwnam(name or NOBODY[2])
+    except KeyError:
+        if name:
+            raise UsageError(f"--user: there is no user {name!r}") from None
+        return NOBODY
+    return (found.pw_uid, found.pw_gid, found.pw_name) if found.pw_uid else None
+
+
+def why_not_become(user):
+    """Why root cannot become `user` here, or ""."""
+    if not {CAP_SETUID, CAP_SETGID} <= permitted():
+        return "root lacks CAP_SETUID and CAP_SETGID here"
+    if not is_mapped(user[0], "/proc/self/uid_map") or not is_mapped(user[1], "/proc/self/gid_map"):
+        return f"this user namespace has no {user[2]}"
+    return ""
+
+
+def groups_with_rings():
+    """The group to which io_uring is left where it is switched off for most (kernel.io_uring_group), in a list."""
+    try:
+        with open("/proc/sys/kernel/io_uring_group") as file:
+            group = int(file.read())
+    except OSError:
+        return []
+    return [group] if group >= 0 else []
+
+
+def is_mapped(number, path):
+    """Whether a user namespace has a user or a group of this number (user_namespaces(7))."""
+    try:
+        with open(path) as file:
+            maps = [[int(word) for word in line.split()] for line in file]
+    except OSError:
+        return True
+    return any(first <= number < first + count for first, _, count in maps)
+
+
+def who_we_are():
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def keep_to_ourselves():
+    """No core dump; and no other process can look into this one, or trace it, not even one of the same user."""
+    libc_call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc_call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def permitted():
+    """The capabilities that we have, as a set of numbers (capget(2))."""
+    header, data = struct.pack("=Ii", CAPABILITY_VERSION_3, 0), bytearray(24)
+    libc_call("capget", address_of(header), address_of(data))
+    low, high = (struct.unpack_from("=III", data, at)[1] for at in (0, 12))
+    return {number for number in CAPABILITIES if (low | high << 32) >> number & 1}
+
+
+def keep_capabilities(kept):
+    """Have these and no others, and no way to get others (capset(2))."""
+    drop_bounding(kept)
+    bits = sum(1 << number for number in kept)
+    halves = [(part, part, 0) for part in (bits & ALL_BITS, bits >> 32)]
+    header, data = struct.pack("=Ii", CAPABILITY_VERSION_3, 0), struct.pack("=6I", *halves[0], *halves[1])
+    libc_call("capset", address_of(header), address_of(data))
+
+
+def drop_bounding(kept):
+    """Where we may (CAP_SETPCAP); who may not has none of them to begin with, and gets none by exec any more."""
+    if CAP_SETPCAP in permitted():
+        for number in CAPABILITIES:
+            if number not in kept:
+                try:
+                    libc_call("prctl", PR_CAPBSET_DROP, number, 0, 0, 0)
+                except OSError:
+                    return              # beyond the last that this kernel has
+
+
+def restrict_files(version, scopes, allowed):
+    """Have no rights to files, TCP and what `scopes` says, but `allowed` ({path or descriptor: rights}).
+
+    Of what this version of the interface can restrict.
+    """
+    rights = sum(bits for since, bits in FILE_RIGHTS.items() if since <= version)
+    attributes = struct.pack("=QQQ", rights, TCP_RIGHTS, scopes)
+    attributes = attributes[:24 if version >= SCOPE_ABI else 16 if version >= TCP_ABI else 8]
+    ruleset = libc_call("syscall", SYS_CREATE_RULESET, address_of(attributes), len(attributes), 0)
+    for place, granted in allowed.items():
+        fd = os.open(place, os.O_PATH | os.O_CLOEXEC) if isinstance(place, str) else place
+        rule = struct.pack("=Qi", granted & rights, fd)
+        libc_call("syscall", SYS_ADD_RULE, ruleset, RULE_PATH_BENEATH, address_of(rule), 0)
+        if fd is not place:
+            os.close(fd)
+    libc_call("syscall", SYS_RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
+
+
+def put_filter(program):
+    """Have the kernel run a program of seccomp.assemble at each system call from now on."""
+    header = struct.pack("=H6xQ", len(program) // 8, address_of(program))          # <linux/filter.h> struct sock_fprog
+    libc_call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, address_of(header), 0, 0)

@@ -181,9 +181,10 @@ def _fill(archive: Archive, prefix: str, etags: bool) -> None:
     archive._index = resources(paths, found, archive.address)
     lengths = {stored.offset: stored.length for stored in paths.values()}
     archive.files, archive.bytes = len(lengths), sum(lengths.values())
-    archive.digest = hashlib.sha256(b"".join(
-        b"%b\0%d\0%b\0" % (path, stored.length, found.get(stored.offset, UNREAD).etag)
-        for path, stored in paths.items())).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for name, stored in paths.items():
+        digest.update(b"%b\0%d\0%b\0" % (name, stored.length, found.get(stored.offset, UNREAD).etag))
+    archive.digest = digest.hexdigest()[:16]
     archive.notes = tree.notes()
     if not paths:
         archive.notes.append(f"{archive.path} holds no file that can be served: every request gets 404")

@@ -6,6 +6,7 @@ File bytes are read with pread and only at start-up: whoever cuts the tar short 
 
 import errno
 import os
+import re
 import shlex
 import stat
 import tarfile
@@ -86,6 +87,104 @@ def chunks(fd: int, path: str, offset: int, length: int) -> Iterator[bytes]:
         yield read(fd, path, start, min(CHUNK, offset + length - start))
 
 
+# --- Headers
+
+EXTENSION_MAX = 16 << 20    # bytes in a header that extends the next one; a megabyte is a lot
+EXTENSIONS = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME,
+              tarfile.GNUTYPE_LONGLINK)
+SIZE = re.compile(rb" *[0-7]+ *(\0.*)?|\0.*|[\x80\xff].*", re.DOTALL)     # else int() takes signs, "_" and "0o" too
+RECORD = re.compile(rb"([1-9][0-9]{0,8}) ([^=\0]{1,512})=")
+
+
+class Header(tarfile.TarInfo):
+    """A header, read as GNU tar reads it, or refused with HeaderError: all must agree on where members begin.
+
+    And `tarfile` keeps every record of pax headers, those of a global one for each member anew; here those few are
+    kept that are used.
+    """
+
+    def __init__(self, name: str = ""):
+        super().__init__(name)
+        self.extended: set[bytes] = set()   # types of the headers before it that extend it
+
+    @classmethod
+    def fromtarfile(cls, tar):
+        block = tar.fileobj.read(tarfile.BLOCKSIZE)
+        info = cls.frombuf(block, tar.encoding, tar.errors)
+        info.offset = tar.fileobj.tell() - tarfile.BLOCKSIZE
+        if not SIZE.fullmatch(block, 124, 136) or info.type in EXTENSIONS and not 0 <= info.size <= EXTENSION_MAX:
+            raise tarfile.HeaderError("no size, or too large a one")
+        if block[257:263] != b"ustar\0":    # then no prefix is there, but times, in an incremental archive of GNU tar
+            info.name = text(block[:100])
+        if block[156:157] == tarfile.AREGTYPE and info.isdir():
+            info.type, info.name = tarfile.AREGTYPE, info.name + "/"    # another name may follow: see members()
+        return info._proc_member(tar)       # type: ignore[attr-defined]
+
+    def _data(self, tar) -> bytes:
+        return tar.fileobj.read(self.size + 511 & -512)
+
+    def _next(self, tar, *others: bytes) -> "Header":
+        """The header that this one extends, which nothing of its type must have done yet, or of `others`."""
+        info = self.fromtarfile(tar)
+        if not info.extended.isdisjoint((self.type, *others)):
+            raise tarfile.HeaderError("extended twice")
+        info.extended.add(self.type)
+        info.offset = self.offset
+        return info
+
+    def _proc_gnulong(self, tar):
+        name = text(self._data(tar))
+        info = self._next(tar, tarfile.XHDTYPE)
+        setattr(info, "name" if self.type == tarfile.GNUTYPE_LONGNAME else "linkname", name)
+        return info
+
+    def _proc_pax(self, tar):
+        records = pax_records(self._data(tar)[:self.size])
+        if self.type == tarfile.XGLTYPE:
+            if not records.keys() <= {"mtime"}:
+                raise tarfile.HeaderError("all members would have one name or size")
+            tar.pax_headers.update(records)     # _proc_builtin() applies them
+            tar.offset = tar.fileobj.tell()     # for an archive may end here: that of an empty tree, by git
+            return self.fromtarfile(tar)
+        self.type = tarfile.XHDTYPE
+        info = self._next(tar)
+        if "GNU.sparse" in records:
+            info.sparse = []                    # type: ignore[assignment]
+        info._apply_pax_info(records, tar.encoding, tar.errors)     # type: ignore[attr-defined]
+        info.name = records.get("GNU.sparse.name") or records.get("path", info.name)    # not cut at a final slash
+        if "size" in records:
+            has_data = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
+            tar.offset = info.offset_data + (info.size + 511 & -512 if has_data else 0)
+        return info
+
+
+def text(field: bytes) -> str:
+    """What a field of a header says: bytes until NUL."""
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def pax_records(data: bytes) -> dict[str, str]:
+    """Those records of a pax header that matter (POSIX pax, "pax Extended Header"); "GNU.sparse" if there are such."""
+    found, sparse, at = {}, set(), 0
+    while at < len(data) and data[at]:
+        match = RECORD.match(data, at)
+        end = at + int(match[1]) if match else 0
+        if not match or not match.end() < end <= len(data) or data[end - 1] != ord("\n"):
+            raise tarfile.HeaderError("no pax record")
+        keyword = text(match[2])
+        if keyword in ("path", "linkpath", "size", "mtime", "GNU.sparse.name"):
+            found[keyword] = data[match.end():end - 1].decode("utf-8", "surrogateescape")
+        if keyword.startswith("GNU.sparse."):
+            found["GNU.sparse"] = ""
+            sparse.add(keyword.removeprefix("GNU.sparse."))
+        at = end
+    if sparse and sparse.isdisjoint(("map", "numblocks", "major")):     # of formats 0.1, 0.0 and 1.0
+        raise tarfile.HeaderError("sparse, and nothing says how")
+    if not re.fullmatch("[0-9]{1,19}", found.get("size", "0"), re.ASCII):
+        raise tarfile.HeaderError("no size")
+    return found
+
+
 # --- Members
 
 def members(path: str, fd: int, size: int) -> Iterator[tarfile.TarInfo]:
@@ -97,13 +196,15 @@ def members(path: str, fd: int, size: int) -> Iterator[tarfile.TarInfo]:
         while (member := _next(path, tar)) is not None:
             _check_member(path, size, member, last)
             last = member.offset
+            if member.isreg() and member.name.endswith("/"):
+                member.type = tarfile.DIRTYPE   # in archives older than type 5, and in GNU tar's eyes always
             yield member
         _check_end(path, fd, size, tar.offset)
 
 
 def _open_tar(path: str, fd: int, file) -> tarfile.TarFile:
     try:
-        return tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape")
+        return tarfile.open(fileobj=file, mode="r:", tarinfo=Header, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise _unreadable(path, 0, error) from error
     except Exception as error:                  # see _next
@@ -130,8 +231,12 @@ def _next(path: str, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
 
 
 def _check_member(path: str, size: int, member: tarfile.TarInfo, last: int) -> None:
-    """tarfile takes any length for true; a negative one would lead it backwards, and round in circles."""
-    if member.offset <= last or member.size < 0:
+    """tarfile takes any length for true; a negative one would lead it backwards, and round in circles.
+
+    A file whose name ends in a slash is a directory for GNU tar, which takes what is in it for the next header.
+    """
+    is_directory_with_data = member.isreg() and member.size and member.name.endswith("/")
+    if member.offset <= last or member.size < 0 or is_directory_with_data:
         _damaged(path, member.offset)
     if member.isreg() and not member.issparse() and member.offset_data + member.size > size:
         raise ArchiveError(f"{path} is cut short: {shown(encode(member.name))} should end at byte "

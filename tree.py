@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 LINKS_MAX = 40              # symbolic links followed for one name, as in the kernel (path_resolution(7))
 NAME_MAX = 4096             # bytes in a name: <linux/limits.h> PATH_MAX, and more than a request's target may have
+STEPS_MAX = 1_000_000       # components looked at to follow all links, and 50 more for each member
 ALIASES_MAX = 100_000       # names that links to directories may add, where ten for each member are fewer
+ALIAS_BYTES_MAX = 16 << 20  # of these names, where ten times those of the members are fewer
 NOTED_LINKS_MAX = 10        # bad links reported one by one
 
 
@@ -44,6 +46,7 @@ class Tree:
         self.skipped: Counter[str] = Counter()
         self.bad_links: dict[bytes, str] = {}
         self.too_many_aliases = False
+        self.steps = 0
 
     def add(self, member: tarfile.TarInfo) -> None:
         name = _normal(encode(member.name))
@@ -90,6 +93,7 @@ class Tree:
         """The name `path` leads to when the links on its way are followed (path_resolution(7)). Raises BadLink."""
         done, pending, followed = b"", _split(path), 0
         while pending:
+            self._step()
             part = pending.pop()
             if part == b"..":
                 done = _parent(done)
@@ -103,6 +107,12 @@ class Tree:
                 pending += _split(node.target)
                 done = _parent(done)
         return done
+
+    def _step(self) -> None:
+        """One more component. Long links in a chain that many lead to would take time out of all proportion."""
+        self.steps += 1
+        if self.steps > STEPS_MAX + 50 * len(self.nodes):
+            raise BadLink("is not followed: all links together take too many steps")
 
     def paths(self, prefix: bytes) -> dict[bytes, Stored]:
         """Every path that has a file, links included; in a collision the member's own name wins over a link's."""
@@ -142,6 +152,7 @@ class Linker:
         self.sorted = sorted(tree.nodes) if self.links else []
         self.targets: dict[bytes, bytes | None] = {}
         self.left = max(ALIASES_MAX, 10 * len(tree.nodes))
+        self.bytes_left = max(ALIAS_BYTES_MAX, 10 * sum(map(len, tree.nodes)))
 
     def files(self) -> Iterator[tuple[bytes, Stored]]:
         """(name, file) for every name that a link gives a file. Links within linked directories have to wait."""
@@ -196,12 +207,13 @@ class Linker:
     def _below(self, directory: bytes, alias: bytes) -> Iterator[tuple[bytes, Node]]:
         """(name under `alias`, node) for what is below `directory`, until too much has been looked at."""
         for place in self._range(directory):
-            if not self.left:
+            if not self.left or self.bytes_left < 0:
                 self.tree.too_many_aliases = True
                 return
             self.left -= 1
             name = self.sorted[place]
             if len(alias) + len(name) - len(directory) <= NAME_MAX:
+                self.bytes_left -= len(alias) + len(name) - len(directory)
                 yield alias + name[len(directory):], self.tree.nodes[name]
 
 

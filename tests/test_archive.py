@@ -118,7 +118,7 @@ def test_a_name_with_dot_dot_is_not_served(build, name):
 @pytest.mark.parametrize(("fields", "name", "note"), [
     ({"pax_headers": {"path": "a\0b"}}, "ab", "1 name with NUL"),
     ({}, "n" * 4097, "1 name that is too long"),
-    ({}, "./", "1 empty name"),
+    ({}, ".", "1 empty name"),
 ])
 def test_names_no_request_can_have(build, fields, name, note):
     archive = build(member(name, b"no", **fields), ("yes", b"yes"), form=tarfile.PAX_FORMAT)
@@ -686,7 +686,6 @@ HOSTILE = {
     "longer than any file": header(b"\x80" + b"\xff" * 11),
     "pax size is negative": pax(b"20 size=-2000000000\n") + header(),
     "pax size is huge": pax(b"22 size=9999999999999\n") + header(),
-    "pax sparse map is no number": pax(b"24 GNU.sparse.map=a,b,c\n") + header(),
     "pax record without length": pax(b"0 path=x\n") + header(),
     "pax header longer than the file": pax(b"9 path=a\n", 1 << 32) + header(),
     "pax header longer than memory": header(b"\x80" + b"\x7f" * 11, b"x") + header(),

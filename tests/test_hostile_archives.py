@@ -1,0 +1,372 @@
+"""P5, P6: archives made to mislead, to break out, or to cost too much. GNU tar says what they hold."""
+
+import gzip
+import os
+import re
+import subprocess
+from urllib.parse import quote_from_bytes
+
+import pytest
+from hostile_archives import (
+    END, GNU, KINDS, NO_MAGIC, base256, cost, file, gnu_tar, header, link, long_name, octal, pax, record, refusal,
+    served,
+)
+from support import run_tarweb
+
+INNER = file(b"inner", b"INNER")            # contents that are a member themselves, to whoever gets a size wrong
+AFTER = file(b"after", b"AFTER")
+SIZE = len(INNER)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(blocks) -> the path of an archive of these, with an end."""
+    def make(*blocks, end=END):
+        path = tmp_path / "hostile.tar"
+        path.write_bytes(b"".join(blocks) + end)
+        return path
+    return make
+
+
+def sized(value, size=None, **fields):
+    """INNER as a file, with that pax size before it and that one in its header."""
+    return pax((b"size", value)) + file(b"a", INNER, size=octal(SIZE) if size is None else size, **fields)
+
+
+# --- what GNU tar extracts, tarweb serves --------------------------------------------------------------------------
+
+SAME = {
+    "pax size, none in the header": sized(b"1024", octal(0)),
+    "pax size 0": sized(b"0"),
+    "pax size with leading zeros": sized(b"0001024", octal(5)),
+    "pax size twice": pax((b"size", b"5"), (b"size", b"1024")) + file(b"a", INNER),
+    "pax size and a long name": pax((b"size", b"1024")) + long_name(b"n" * 120) + file(b"a", INNER, size=octal(0)),
+    "pax size of a directory": sized(b"1024", octal(0), kind=KINDS["directory"]),
+    "pax size of a hard link": AFTER + sized(b"1024", octal(0), kind=KINDS["link"], link=b"after"),
+    "a directory with a size": file(b"d/", INNER, kind=KINDS["directory"]),
+    "a hard link with a size": AFTER + file(b"h", INNER, kind=KINDS["link"], link=b"after"),
+    "a symbolic link with a size": file(b"l", INNER, kind=KINDS["symlink"], link=b"after"),
+    "a size in base 256": file(b"a", INNER, size=base256(SIZE)),
+    "a size with spaces": file(b"a", INNER, size=b"     2000 \0"),
+    "a size without an end": file(b"a", INNER, size=b"000000002000"),
+    "a size with something after NUL": file(b"a", INNER, size=b"2000\x0044\0"),
+    "no size": file(b"a", INNER, size=b""),
+    "an old directory": file(b"d/", kind=b"\0") + file(b"d/a", b"x", kind=b"\0"),
+    "a contiguous file": file(b"a", INNER, kind=b"7"),
+    "a long name": long_name(b"/".join([b"n" * 99] * 9)) + file(b"a", b"x"),
+    "a long name that says it is shorter": file(b"L", b"long", kind=b"L", size=octal(2)) + file(b"a", b"x"),
+    "a long name before a prefix": long_name(b"long") + file(b"a", b"x", prefix=b"pre"),
+    "a prefix": file(b"a", b"x", prefix=b"pre"),
+    "no prefix without the magic": file(b"a", b"x", magic=NO_MAGIC, prefix=b"pre"),
+    "times where a prefix would be": file(b"a", b"x", magic=GNU, prefix=octal(1 << 30) + octal(1 << 30)),
+    "pax path after a long name": pax((b"path", b"pax")) + long_name(b"gnu") + file(b"a", b"x"),
+    "a pax header of Solaris": pax((b"path", b"two"), kind=b"X") + file(b"a", b"x"),
+    "pax records nobody knows": pax((b"no.such", b"x"), (b"SCHILY.xattr.user.a", b"\0\xff")) + file(b"a", b"x"),
+    "NUL after pax records": pax(record(b"path", b"p") + bytes(9)) + file(b"a", b"x"),
+    "a global pax header": pax((b"comment", b"x"), (b"mtime", b"5"), kind=b"g") + file(b"a", b"x"),
+    "global pax headers": pax((b"comment", b"x"), kind=b"g") * 9 + pax((b"path", b"b")) + file(b"a", b"x"),
+    "a name twice": file(b"a", b"1") + file(b"./a", b"2"),
+    "a file, then a directory": file(b"a", b"1") + file(b"a/", kind=KINDS["directory"]),
+    "a directory, then a file": file(b"a/", kind=KINDS["directory"]) + file(b"a", b"2"),
+    "an absolute name": file(b"/etc/passwd", b"mine"),
+    "control characters": file(b"\r\n\x1b[2J\x7f\x01", b"x") + file(b"\xff\xfe", b"y"),
+    "a zero block": file(b"a", b"x") + bytes(512) + file(b"b", b"x"),
+    "two zero blocks": file(b"a", b"x") + END + file(b"b", b"x"),
+    "nothing but zeros": bytes(10240),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_p06_sizes_and_names_are_those_of_gnu_tar(write, tmp_path, case):
+    path = write(SAME[case], AFTER)
+    extracted = gnu_tar(path, tmp_path / "extracted")
+    assert extracted.status == 0
+    found = served(path)
+    assert {name: extracted.at(name) for name in found} == found
+    assert extracted.files.items() <= found.items()
+
+
+# GNU tar complains of these, and goes on as it thinks best, or takes one of two meanings. Nobody writes them.
+REFUSED = {
+    "pax size is no number": sized(b"x"),
+    "pax size is empty": sized(b""),
+    "pax size is hexadecimal": sized(b"0x400"),
+    "pax size has a sign": sized(b"+1024"),
+    "pax size has a space": sized(b" 1024"),
+    "pax size has an underscore": sized(b"10_24"),
+    "pax size in other digits": sized("\u0661".encode()),
+    "pax size is negative": sized(b"-1024"),
+    "pax size of 5000 digits": sized(b"0" * 5000 + b"512"),
+    "pax size with NUL": sized(b"512\0"),
+    "pax size within the file": sized(b"512"),
+    "pax headers after each other": pax((b"size", b"512")) + pax((b"path", b"b")) + file(b"a", INNER),
+    "global pax size": pax((b"size", b"1024"), kind=b"g") + file(b"a", INNER, size=octal(0)),
+    "global pax path": pax((b"path", b"p"), kind=b"g") + file(b"a", b"x"),
+    "global realsize": pax((b"GNU.sparse.realsize", b"1024"), kind=b"g") + file(b"a", b"x"),
+    "realsize alone": pax((b"GNU.sparse.realsize", b"2048")) + file(b"a", INNER),
+    "size and realsize": pax((b"size", b"1024"), (b"GNU.sparse.realsize", b"2048")) + file(b"a", INNER, size=octal(0)),
+    "a size with a sign": file(b"a", INNER, size=b"+2000\0"),
+    "a size with a minus": file(b"a", INNER, size=b"-2000\0"),
+    "a size with an underscore": file(b"a", INNER, size=b"2_000\0"),
+    "a size with a prefix": file(b"a", INNER, size=b"0o2000\0"),
+    "a size of blanks": file(b"a", INNER, size=b" " * 12),
+    "a size that is not octal": file(b"a", INNER, size=b"0000008\0"),
+    "a negative size": file(b"a", INNER, size=base256(-SIZE)),
+    "a size of an unknown base": file(b"a", INNER, size=b"\x81" + base256(SIZE)[1:]),
+    "a file with a slash and contents": file(b"d/", INNER),
+    "an old directory with contents": file(b"d/", INNER, kind=b"\0", magic=NO_MAGIC),
+    "pax path with a slash": pax((b"path", b"d/")) + file(b"a", INNER),
+    "two long names": long_name(b"one") + long_name(b"two") + file(b"a", b"x"),
+    "a long name and a pax path": long_name(b"one") + pax((b"path", b"two")) + file(b"a", b"x"),
+    "a long name of gigabytes": header(b"L", octal(1 << 32), b"L") + file(b"a", b"x"),
+    "a pax header of gigabytes": header(b"pax", octal(1 << 32), b"x") + file(b"a", b"x"),
+    "a long name and no member": AFTER + long_name(b"one"),
+    "a pax header and no member": AFTER + pax((b"path", b"one")),
+    "a pax record without length": pax(b"0 path=x\n") + file(b"a", b"x"),
+    "a pax record that is shorter": pax(b"7 path=x\n") + file(b"a", b"x"),
+    "a pax record that is longer": pax(b"99 path=x\n") + file(b"a", b"x"),
+    "a pax record without an end": pax(b"9 path=xy") + file(b"a", b"x"),
+    "a pax record without a keyword": pax(b"5 =x\n\n") + file(b"a", b"x"),
+    "a pax record with NUL before =": pax(b"12 path\0a=x\n\n") + file(b"a", b"x"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("before", [b"", file(b"good", b"x")], ids=["first", "later"])
+def test_p06_what_can_be_read_in_two_ways_is_refused(write, case, before):
+    said = refusal(write(before, REFUSED[case], b"" if "no member" in case else AFTER))
+    assert re.fullmatch(r"\S+ is (not a tar|damaged|cut short)[^\n]+", said)
+
+
+SPARSE = {
+    "old GNU": header(b"a", octal(SIZE), b"S", magic=GNU) + INNER,
+    "0.0": pax((b"GNU.sparse.size", b"9999"), (b"GNU.sparse.numblocks", b"1"), (b"GNU.sparse.offset", b"0"),
+               (b"GNU.sparse.numbytes", b"1024")) + file(b"a", INNER),
+    "0.1": pax((b"GNU.sparse.size", b"9999"), (b"GNU.sparse.map", b"0,1024"), (b"GNU.sparse.name", b"n"))
+           + file(b"a", INNER),
+    "1.0": pax((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"9999"))
+           + file(b"a", b"1\n0\n512\n".ljust(512, b"\0") + INNER[:512]),
+    "a map that is none": pax((b"GNU.sparse.map", b"a,b")) + file(b"a", INNER),
+    "a size in a map": pax((b"GNU.sparse.size", b"-5"), (b"GNU.sparse.map", b"-1,9999999")) + file(b"a", INNER),
+}
+
+
+@pytest.mark.parametrize("case", SPARSE)
+def test_p05_no_byte_of_a_sparse_member_is_served(write, case):
+    """Its bytes lie in the archive otherwise than they would have to be sent; what follows it is found."""
+    assert served(write(SPARSE[case], AFTER)) == {b"/after": b"AFTER"}
+
+
+def test_an_incremental_archive_of_gnu_tar(tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "page").write_bytes(b"page")
+    subprocess.run(["tar", "-C", tmp_path, "--format=gnu", "-g", tmp_path / "snapshot", "-cf", tmp_path / "inc.tar",
+                    "site"], check=True)
+    assert served(tmp_path / "inc.tar") == {b"/site/page": b"page"}
+
+
+# --- what it costs -------------------------------------------------------------------------------------------------
+
+DEEP = b"/".join([b"n" * 199] * 19)         # a name of nearly 4 KiB
+LONG_WAY = b"d/../" * 800                   # one that takes 1600 steps
+
+
+def many(count, make):
+    return [make(number) for number in range(count)]
+
+
+def links_with_long_names(count):
+    """As many files, and links to their directory with long names: count * count names."""
+    return (many(count, lambda number: file(b"d/%d" % number, b"x"))
+            + many(count, lambda number: link(b"%b/%d" % (DEEP, number), b"../" * 19 + b"d")))
+
+
+def links_into_a_chain(count, target, kind):
+    """The chain is as long as the kernel follows, and it is a long way from link to link."""
+    return [*many(39, lambda number: link(b"c%d" % number, LONG_WAY + b"c%d" % (number + 1))), file(b"c39/x", b"x"),
+            *many(count, lambda number: link(b"l%d" % number, target, kind))]
+
+
+def multiplied(width, depth):
+    """Links in each directory to the next: width ** depth names."""
+    return [link(b"d%d/%d" % (level, number), b"../d%d" % (level + 1))
+            for level in range(depth) for number in range(width)] + [file(b"d%d/x" % depth, b"x")]
+
+
+COSTLY = {
+    "many files": lambda: many(50_000, lambda number: file(b"%d/%d" % divmod(number, 999))),
+    "many names of a file": lambda: [file(b"a"), *many(20_000, lambda number: link(b"h%d" % number, b"a", b"1"))],
+    "many files of a name": lambda: [file(b"a")] * 20_000,
+    "links with long names": lambda: links_with_long_names(300),
+    "links that multiply": lambda: multiplied(30, 30),
+    "links to and fro": lambda: many(2500, lambda number: link(b"%d/%d" % divmod(number, 50), b"../%d" % (number % 50)))
+                                + many(50, lambda number: file(b"%d/x" % number)),
+    "a chain of links": lambda: many(5000, lambda number: link(b"%d" % number, b"%d" % (number + 1))),
+    "a circle of links": lambda: many(5000, lambda number: link(b"%d" % number, b"%d" % ((number + 1) % 5000))),
+    "links into a chain": lambda: links_into_a_chain(5000, b"c0", b"2"),
+    "hard links into a chain": lambda: links_into_a_chain(5000, b"c0/x", b"1"),
+    "a global header for many": lambda: [pax(*many(20_000, lambda number: (b"k%d" % number, b"")), kind=b"g"),
+                                         *many(20_000, lambda number: file(b"%d" % number))],
+    "many pax records": lambda: [pax(*many(200_000, lambda number: (b"k%d" % number, b""))), file(b"a")],
+    "a pax header of digits": lambda: [pax(b"1" * 2_000_000), file(b"a")],
+    "a pax path of digits": lambda: [pax((b"path", b"1" * 2_000_000)), file(b"a")],
+    "pax paths of a megabyte": lambda: [pax((b"path", b"n" * 1_000_000)) + file(b"a")] * 20,
+    "long names of a megabyte": lambda: [long_name(b"n/" * 500_000) + file(b"a")] * 20,
+    "long names of slashes": lambda: many(20, lambda number: long_name(b"/" * 1_000_000 + b"%d" % number) + file(b"a")),
+    "links of a megabyte": lambda: many(20, lambda number: pax((b"linkpath", b"../" * 333_333))
+                                        + header(b"%d" % number, kind=b"2")),
+    "pax headers without end": lambda: [pax((b"comment", b"x" * 1000))] * 20_000,
+    "global headers without end": lambda: [pax((b"comment", b"x" * 1000), kind=b"g")] * 20_000,
+    "long names without end": lambda: [long_name(b"n" * 1000)] * 20_000,
+    "a sparse map without end": lambda: [header(kind=b"S", prefix=bytes(137) + b"\1"), *[b"\1" * 512] * 20_000],
+    "a sparse map of many": lambda: [pax((b"GNU.sparse.map", b"1," * 500_000)), file(b"a")],
+}
+
+
+@pytest.mark.parametrize("case", COSTLY)
+def test_p06_no_archive_costs_more_than_it_should(write, case):
+    """It is opened or refused, within seconds of CPU (else its process is killed) and memory in proportion."""
+    path = write(*COSTLY[case]())
+    price = cost(path, seconds=20)
+    assert bool(price.refusal) != bool(price.paths or price.notes)
+    assert price.memory <= (48 << 20) + 4 * path.stat().st_size
+    assert max(map(len, [price.refusal, *price.notes])) < 1000
+
+
+# --- from outside --------------------------------------------------------------------------------------------------
+
+SECRET = b"nobody may see this"
+
+OWN = {                                     # names that look as if they led elsewhere: they are names
+    b"index.html": b"home",
+    b"%2e%2e/secret": b"literal",
+    b"..\\secret": b"backslash",
+    b"...": b"dots",
+    b"out/passwd": b"beside a link of that name",
+    b"etc/passwd": b"mine",
+    b"\r\nX-Evil: 1": b"line ends",
+    b"\x1b]0;title\x07": b"escape",
+    b"\xc0\xae\xc0\xae": b"overlong",
+    b"n/" * 1000 + b"n": b"deep",
+}
+LEADING_OUT = [
+    file(b"../secret", b"up"), file(b"a/../../secret", b"up"), file(b"..", b"up"), pax((b"path", b"nul\0")) +
+    file(b"x"), link(b"up", b"../secret"), link(b"dir", b".."), link(b"out", b"/etc"), link(b"proc", b"/proc/self"),
+    link(b"hard", b"../secret", b"1"), link(b"hard2", b"/etc/hostname", b"1"), link(b"a/b", b"../../secret"),
+    link(b"loop", b"loop"), link(b"root", b"/"), header(b"null", kind=b"3", devmajor=b"1", devminor=b"3"),
+    header(b"fifo", kind=b"6"), header(b"disk", kind=b"4"),
+]
+TARGETS = [
+    b"/../secret", b"/%2e%2e/secret", b"/..%2fsecret", b"/%2e%2e%2fsecret", b"/a/../../secret", b"/a/b/../../../secret",
+    b"//secret", b"/./../secret", b"/dir/secret", b"/up", b"/up/", b"/hard", b"/hard2", b"/a/b", b"/secret",
+    b"/root/etc", b"/out/hostname", b"/out/../secret", b"/proc/environ", b"/root/proc/self/environ",
+    b"/proc/self/environ", b"/loop", b"/null", b"/fifo", b"/disk", b"/nul", b"/nul%00", b"/index.html%00", b"/%00",
+    b"/\\..\\secret", b"/%c0%ae%c0%ae/secret", b"/%u002e%u002e/secret", b"/..;/secret", b"/index.html/../../secret",
+    b"/index.html/", b"http://t/../secret", b"file:///etc/passwd", b"/%", b"/%2", b"/%zz", b"secret", b"../secret",
+    b"*",
+]
+
+
+def ask(server, target, *fields):
+    """(status, body) of a request in raw bytes, on a connection of its own."""
+    with server.connect() as client:
+        client.send(b"\r\n".join([b"GET %b HTTP/1.1" % target, b"Host: t", b"Connection: close", *fields, b"", b""]))
+        raw = client.rest()
+    head, _, body = raw.partition(b"\r\n\r\n")
+    assert b"X-Evil" not in head
+    return int(head[9:12]), body
+
+
+@pytest.fixture
+def nasty(write, start, tmp_path):
+    (tmp_path / "secret").write_bytes(SECRET)
+    outside = [link(b"absolute", os.fsencode(tmp_path / "secret")), link(b"folder", os.fsencode(tmp_path))]
+    own = [long_name(name) + file(b"long", data) for name, data in OWN.items()]
+    return start(write(*LEADING_OUT, *outside, *own), "--access-log", str(tmp_path / "log"))
+
+
+def test_p05_no_path_and_no_link_leads_out_of_the_archive(nasty, tmp_path):
+    """All with one server: whatever a request says, it gets bytes of the archive, or 400, or 404."""
+    for name, data in OWN.items():
+        assert ask(nasty, b"/" + quote_from_bytes(name).encode()) == (200, data)
+    for target in [*TARGETS, b"/absolute", b"/folder/secret", b"/folder/../secret"]:
+        status, body = ask(nasty, target)
+        assert (status, SECRET in body, b"root:" in body) == (404 if status == 404 else 400, False, False), target
+    nasty.stop()
+    notes = nasty.stderr()
+    assert "1 name with NUL" in notes
+    assert "3 names with '..'" in notes
+    assert "2 devices" in notes
+    assert not re.search("[\x00-\x09\x0b-\x1f]", notes + (tmp_path / "log").read_text())
+
+
+RANGES = [b"0-9999", b"-9999", b"3-4", b"4-", b"5-", b"99999-", b"0-18446744073709551616", b"-18446744073709551616",
+          b"0-0,-1", b"0-1,3-9999", b"4-2", b"-0", b"9223372036854775807-9223372036854775808", b"0-,0-,0-"]
+
+
+def test_p05_no_range_leads_out_of_a_member(write, start):
+    server = start(write(file(b"before", SECRET), file(b"a", b"abcde"), file(b"after", SECRET)))
+    for asked in RANGES:
+        status, body = ask(server, b"/a", b"Range: bytes=" + asked)
+        assert status in (200, 206, 416)
+        assert not re.search(rb"\0|nobody|ustar", body)
+        assert status == 416 or b"multipart" in body or set(body) <= set(b"abcde") or body.startswith(b"\r\n--")
+
+
+GIB = 1 << 30
+HUGE = {
+    b"octal": lambda size: header(b"octal", octal(size)),
+    b"binary": lambda size: header(b"binary", base256(size)),
+    b"pax": lambda size: pax((b"size", b"%d" % size)) + header(b"pax"),
+}
+
+
+def write_huge(path, sizes):
+    """Files of these sizes that are holes but for their last bytes, the names of the next, and then a small one."""
+    with path.open("wb") as tar:
+        for name, size in sizes.items():
+            tar.write(HUGE[name](size))
+            tar.seek(size - 7, os.SEEK_CUR)
+            tar.write(b"the end" + bytes(-size % 512))
+        tar.write(file(b"after", b"AFTER") + END)
+    return path
+
+
+def test_p05_members_of_more_than_4_gib(tmp_path, start):
+    """Sizes in octal, in base 256 and in a pax header; GNU tar lists the same."""
+    sizes = {b"octal": 5 * GIB + 1, b"binary": 65 * GIB + 2, b"pax": 66 * GIB + 3}
+    path = write_huge(tmp_path / "huge.tar", sizes)
+    listed = subprocess.run(["tar", "-tvf", path], capture_output=True, check=True).stdout.splitlines()
+    assert {line.split()[-1]: int(line.split()[2]) for line in listed} == {**sizes, b"after": 5}
+    server = start(path, "--etags", "off")
+    assert server.fetch("/after").body == b"AFTER"
+    for name, size in sizes.items():
+        response = server.fetch(f"/{name.decode()}", Range="bytes=-9")
+        assert (response.body, response["Content-Range"]) == (b"\0\0the end", f"bytes {size - 9}-{size - 1}/{size}")
+        response = server.fetch(f"/{name.decode()}", Range=f"bytes={size - 7}-{size + 9 * GIB}")
+        assert response.body == b"the end"
+        assert int(server.fetch(f"/{name.decode()}", "HEAD")["Content-Length"]) == size
+
+
+NO_SITE = {
+    "a directory": lambda path: path.mkdir(),
+    "an empty file": lambda path: path.touch(),
+    "a FIFO": lambda path: os.mkfifo(path),
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link to itself": lambda path: path.symlink_to(path),
+    "a compressed tar": lambda path: path.write_bytes(gzip.compress(AFTER + END)),
+    "half a header": lambda path: path.write_bytes(AFTER[:300]),
+    "half a file": lambda path: path.write_bytes(file(b"a", bytes(9999))[:5000]),
+    "a size of exbibytes": lambda path: path.write_bytes(header(b"a", base256(1 << 62)) + END),
+    "a size of more": lambda path: path.write_bytes(header(b"a", base256((1 << 86) + 1)) + END),
+    "contents as headers": lambda path: path.write_bytes(sized(b"x") + END),
+}
+
+
+@pytest.mark.parametrize("case", NO_SITE)
+def test_p06_what_cannot_be_served_is_refused_with_one_sentence(tmp_path, case):
+    NO_SITE[case](tmp_path / "site.tar")
+    done = run_tarweb("--listen", "127.0.0.1:0", tmp_path / "site.tar")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "site.tar " in done.stderr

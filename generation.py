@@ -61,9 +61,9 @@ class Generation:
         return "https" if self.tls else "http"
 
     def close_all_but(self, other):
-        """Let go of what this generation has and the `other` has not."""
-        if self.sites is not other.sites:
-            self.sites.close_all_but(other.sites)
+        """Let go of what this generation has and the `other`, if any, has not."""
+        if other is None or self.sites is not other.sites:
+            self.sites.close_all_but(other and other.sites)
         self.close_tls_but(other)
         close_log(self.log_fd)
         if self.inotify >= 0:

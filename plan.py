@@ -217,7 +217,12 @@ class Planner:
 
 
 class ForgetfulPlanner(Planner):
-    """A Planner for what may be answered otherwise the next time."""
+    """A Planner for what may be answered otherwise the next time: nothing that it has made is given again."""
+
+    def make(self, reply):
+        plan = super().make(reply)
+        self.forget()
+        return plan
 
     def remember(self, request, plan):
         pass

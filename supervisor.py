@@ -217,6 +217,8 @@ class Supervisor:
             signal.setitimer(signal.ITIMER_REAL, 0)
             for fd in (self.pipe, self.wake_end, *(process.tether for process in self.processes.values())):
                 os.close(fd)
+            if self.generation not in (None, generation):       # it takes space on the disk as long as it is open
+                self.generation.close_all_but(generation)
             die_with_parent(signal.SIGTERM, self.pid)
 
             def ready():

@@ -17,7 +17,7 @@ from archive import Archive, Library, Representation
 from http1 import format_date
 from plan import (
     EMPTY_SECONDS, LAZY_MEMO, LAZY_PIECE, MEMO_PLANS, MEMO_REQUEST, MEMO_REQUESTS, PIECE, PLAN_OVERHEAD,
-    REQUEST_OVERHEAD, SEEN_BITS, WARM_SECONDS, Plan, Planner, StatusHeads,
+    REQUEST_OVERHEAD, SEEN_BITS, WARM_SECONDS, ForgetfulPlanner, Plan, Planner, StatusHeads,
 )
 from reply import Reply, Whole
 from tarweb import __version__
@@ -520,3 +520,10 @@ def test_requests_are_forgotten_after_a_while(lazy):
         assert not lazy.by_request
         assert lazy.by_reply
         assert lazy.request_room == MEMO_REQUESTS
+
+
+def test_a_forgetful_planner_keeps_nothing():
+    planner = ForgetfulPlanner(LIBRARY, lambda whole: whole, SERVER, NOW)
+    plan = planner.plan(Reply(200, b"\r\n", (b"a page",), False))
+    assert planner.plan(Reply(200, b"\r\n", (b"a page",), False)) is not plan
+    assert not planner.by_reply and planner.plan_room == MEMO_PLANS

@@ -26,7 +26,7 @@ from plan import PIECE
 from reply import Reply
 from state import (
     BODY, BODY_AHEAD, BYTES, CLOSING, CONTINUE, END, ENDED, HEAD, IDLE, INTERIM, LAST, LINGER, PREFACE, REQUEST,
-    RESPONSE, SENT,
+    RESPONSE, SEND_GRACE, SENT,
 )
 
 log = logging.getLogger("tarweb")
@@ -34,7 +34,6 @@ log = logging.getLogger("tarweb")
 MAX_PENDING = 32 * 1024     # bytes received and not yet answered; above that nothing more is read from the connection
 LINGER_SECONDS = 10         # how long a client that may still be sending is listened to after its last response
 LINGER_SIZE = 64 * 1024     # a response of more bytes may still be on its way when the kernel has taken it
-SEND_GRACE = 10             # seconds that any send may take, whatever the rate floor says
 PASSING = (errno.ENOBUFS, errno.ECANCELED, errno.EINTR, errno.EAGAIN)     # reasons for a receive to be armed again
 
 

@@ -8,6 +8,7 @@ Tags: the operation in bits 24-31, the descriptor in bits 0-23. A receive's tag 
 
 import errno
 import logging
+import math
 import select
 import time
 from collections.abc import Callable
@@ -79,7 +80,7 @@ class Door:
             return
         room = self.limits.max_connections - self.live
         want = ("multishot" if room > RESERVE else
-                "single" if room > 0 or room == 0 and self.idle.longest(self.now) else None)
+                "single" if room > 0 or room == 0 and self.idle.longest(self.now, time.monotonic()) else None)
         for slot, armed in self.listeners.items():
             if armed is None and want:
                 self.arm_listener(slot, want)
@@ -164,6 +165,7 @@ class Door:
         kernel."""
         self.live += 1
         self.counts.accepted += 1
+        connection.opened = time.monotonic()
         connection.generation = connection.generation + 1 & GENERATIONS
         connection.pending = data
         connection.reads, connection.sends, connection.message_flags = RECV, SEND, SEND_FLAGS
@@ -178,6 +180,7 @@ class Door:
         else:
             self.welcome(connection, listener)
         if self.live > self.limits.max_connections and not self.reclaim():
+            connection.opened = math.inf        # not to make room for others
             self.parked.append(connection)
         else:
             self.start(connection)
@@ -237,7 +240,7 @@ class Door:
 
     def reclaim(self):
         """End the longest idle connection; tell whether there was one."""
-        connection = self.idle.longest(self.now)
+        connection = self.idle.longest(self.now, time.monotonic())
         if connection:
             self.counts.reclaimed += 1
             self.end(connection)
@@ -247,6 +250,7 @@ class Door:
         """Let those that wait come in, a second having passed."""
         for connection in self.parked:
             connection.since = self.now
+        for _ in self.parked:
             self.reclaim()
 
     def on_room(self):
@@ -254,7 +258,7 @@ class Door:
         self.live -= 1
         if self.parked and self.live - len(self.parked) < self.limits.max_connections:
             waiting = self.parked.pop(0)
-            waiting.since = self.now
+            waiting.since, waiting.opened = self.now, time.monotonic()
             self.start(waiting)
         elif None in self.listeners.values():
             self.watch_listeners()

@@ -1,7 +1,11 @@
 """What a connection can be: its states, one table of how they follow each other, and what is known of one."""
 
 import heapq
+import math
 import socket
+
+SEND_GRACE = 10             # seconds that any send may take, whatever the rate floor says
+OWING = 0.25                # seconds that a connection which owes a request is safe, where all are taken
 
 # Events
 PREFACED, ACCEPTED, UNSECURED, SECURED, BYTES, REQUEST, BODY_AHEAD, CONTINUE, SENT, LAST, END, ENDED = (
@@ -41,7 +45,7 @@ CLOSING.update({ENDED: FREE})                                                   
 class Connection:
     """What is known of one slot."""
 
-    __slots__ = ("slot", "generation", "state", "since", "plan", "sent", "pending", "scanned", "attention",
+    __slots__ = ("slot", "generation", "state", "since", "opened", "plan", "sent", "pending", "scanned", "attention",
                  "receiving", "sending", "shutting", "at_end", "unread", "request", "body",
                  "site", "tls", "attached", "reads", "sends", "message_flags", "listener", "peer", "who", "head",
                  "counted")
@@ -51,6 +55,7 @@ class Connection:
         self.generation = 0
         self.state = FREE
         self.since = 0              # when the present wait began, in ticks (seconds)
+        self.opened = 0.0           # when the connection came in, in seconds
         self.plan = None            # what is being sent, or was last
         self.sent = 0               # bytes of `plan` sent
         self.pending = b""          # received, not yet taken
@@ -83,28 +88,28 @@ class Connection:
 
 
 class IdleConnections:
-    """Finds, among `connections`, those that wait for a request after having had a response."""
+    """Finds, among `connections`, the one that is first to make room for another."""
 
     BATCH = 64                  # found in one pass over the table
 
     def __init__(self, connections):
         self.connections = connections
-        self.found = []                     # (since, slot, generation) of the longest idle, oldest last
+        self.found = []                     # (safe_until, slot, generation) of the first ones, in falling order
         self.none_at = -1                   # tick of the last pass that found none: one a tick is enough
 
-    def longest(self, now):
-        """The connection that has waited longest, or None."""
+    def longest(self, now, moment):
+        """The connection that has waited longest, or None. `now`: the tick; `moment`: the time, in seconds."""
         while self.found:
-            since, slot, generation = self.found[-1]
+            until, slot, generation = self.found[-1]
             connection = self.connections[slot]
-            if connection.generation == generation and connection.since == since and is_idle(connection):
+            if connection.generation == generation and safe_until(connection) == until:
                 return connection
             self.found.pop()
         if self.none_at == now:
             return None
         self.found = heapq.nsmallest(self.BATCH, (
-            (connection.since, connection.slot, connection.generation)
-            for connection in self.connections if is_idle(connection)))
+            (until, connection.slot, connection.generation)
+            for connection in self.connections if (until := safe_until(connection)) <= moment))
         self.found.reverse()
         if not self.found:
             self.none_at = now
@@ -112,8 +117,16 @@ class IdleConnections:
         return self.connections[self.found[-1][1]]
 
 
-def is_idle(connection):
-    return connection.state is IDLE and connection.plan is not None
+def safe_until(connection):
+    """When a connection that waits for nothing but its client may be ended in favour of another, in seconds: one that
+    was answered at once, one that owes a request, or a part of one, a little later; one that does not read, late."""
+    state = connection.state
+    if state is FREE or state is CLOSING:
+        return math.inf
+    began = max(connection.since, connection.opened)    # new connections, which can be many, are in order
+    if state is IDLE and connection.plan is not None:
+        return began
+    return began + (SEND_GRACE if state is RESPONSE or state is INTERIM else OWING)
 
 
 class Addresses:

@@ -54,7 +54,7 @@ METRICS = {
            **{state: state for state in ("handshake", "idle", "reading", "sending", "closing", "waiting")}),
         one("connections_accepted_total", "accepted", "Connections accepted, or passed by another process."),
         one("connections_passed_total", "passed", "Of these, connections passed by another process (--passfd)."),
-        one("connections_reclaimed_total", "reclaimed", "Idle connections closed to make room for new ones."),
+        one("connections_reclaimed_total", "reclaimed", "Connections closed to make room for new ones."),
         one("connections_crowded_total", "crowded", "Connections closed because of --max-per-ip."),
         one("connections_timed_out_total", "timed_out", "Connections closed by a limit in time, --min-rate included."),
         one("proxy_refused_total", "proxy_refused", "Connections closed because of their PROXY header."),

@@ -101,6 +101,7 @@ class SealedWorker(Worker):
         self.counts.memo_hits += 1
         buffer = self.small_buffers.pop() if self.small_buffers else Buffer(SMALL_BUFFER, self.small_buffers)
         if self.write_ssl(session.ssl, plan.plaintext[1], plan.total) != plan.total:
+            log.debug("TLS broken: %s", self.engine.failure(session))       # which takes it out of OpenSSL's queue
             self.seal(connection, session, buffer, None, 0)
             return
         size = self.read_bio(self.engine.outgoing, buffer.pointer, SMALL_BUFFER)
@@ -182,7 +183,8 @@ class SealedWorker(Worker):
         except TlsError as error:
             log.debug("TLS broken: %s", error)
             session.sealed = 0
-        if source and connection.sent + size == connection.plan.total and self.is_last(connection, connection.plan):
+        whole = session.sealed and connection.sent + size == connection.plan.total
+        if whole and self.is_last(connection, connection.plan):
             session.sealed += self.engine.end_behind(session, buffer.address + session.sealed)
         session.unsent = session.sealed
         # Nothing sealed: the send fails (EFAULT), and its completion ends the connection like that of any other.

@@ -4,6 +4,7 @@ Layouts are those of <linux/io_uring.h>, checked at import, and byte order is na
 Linux will do. The system calls go through liburing where it is installed, else through libc's syscall().
 """
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -274,7 +275,7 @@ def lock_program():
 
     Where archives do not fit into memory, their pages push out what they can, and these would be missed the most.
     """
-    with open("/proc/self/maps") as file:
+    with contextlib.suppress(OSError), open("/proc/self/maps") as file:         # perhaps there is no /proc
         for line in file:
             bounds, _, _, _, inode, *path = line.split()
             if inode != "0" and path and re.search(r"/python3|\.so\b", path[0]):

@@ -210,8 +210,12 @@ class Job(NamedTuple):
 def contents(fd: int, path: str, paths: dict[bytes, Stored]) -> dict[int, Content]:
     """Content by offset, for all that is served. Each file is read once, on all CPUs. Raises ArchiveError."""
     batches = list(_batches(_jobs(paths)))
+    read_batch = partial(_read_batch, fd, path)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        done = pool.map(partial(_read_batch, fd, path), batches)
+        try:
+            done = pool.map(read_batch, batches)
+        except RuntimeError:                    # there can be no more threads just now: this one does it all
+            done = map(read_batch, batches)
         return {job.offset: content for batch, result in zip(batches, done, strict=True)
                 for job, content in zip(batch, result, strict=True)}
 

@@ -129,13 +129,13 @@ class Worker(Life):
         elif operation == TICK:
             self.on_tick()
         elif operation == SIGNAL:
-            self.on_signal(self.signal_byte[0])
+            self.on_signal(self.signal_byte[0] if result > 0 else 0)
         elif operation == DAMAGE:
             self.on_damage()
         elif operation == LOG:
             self.access_log.on_written(result)
         elif operation == SHUTDOWN:
-            self.on_shutdown(slot)
+            self.on_shutdown(self.connections[slot], generation)
         elif operation == CLOSE:
             log.error("slot %d cannot be closed: %s", slot, errno.errorcode.get(-result, result))
 
@@ -361,8 +361,10 @@ class Worker(Life):
         connection.shutting = True
         self.ring.arm_shutdown(SHUTDOWN | connection.slot, connection.generation, connection.slot, SHUT_WR)
 
-    def on_shutdown(self, slot):
-        connection = self.connections[slot]
+    def on_shutdown(self, connection, generation):
+        if generation != connection.generation:
+            self.on_stale(0)
+            return
         connection.shutting = False
         self.go_on(connection)
 

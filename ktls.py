@@ -170,6 +170,8 @@ def probe(use_liburing):
         ring = Ring(8, entries=8, buffers=1, buffer_size=64, use_liburing=use_liburing)
     except RingError as error:
         return frozenset(), str(error)
+    except OSError as error:
+        return frozenset(), f"a ring to try it with cannot be set up: {error.strerror}"
     try:
         refused = {cipher: try_cipher(ring, cipher) for cipher in SHAPES}
     except OSError as error:

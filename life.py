@@ -95,6 +95,8 @@ class Life(Door):
         """SIGTERM: stop. AT_ONCE: end. SIGUSR2: retire, others have taken over. SIGUSR1: serve on, but each response is
         its connection's last. LOOK: somebody has died who waited at the same listeners. Any may come several times."""
         self.ring.arm_read(SIGNAL, self.signals, self.signal_byte)
+        if not number:                              # the read has failed, for want of memory
+            return
         if number == LOOK:
             self.look_again()
             return

@@ -87,17 +87,17 @@ class Listeners:
         """A socket at a path. One that nobody listens on any more is replaced."""
         path, mode = address
         remove_stale(path, flag, kind)
-        listener = socket.socket(socket.AF_UNIX, kind)
         umask = os.umask(0o777 & ~mode)
         try:
+            listener = socket.socket(socket.AF_UNIX, kind)
             listener.bind(path)
+            self.paths[listener] = path
+            if kind == socket.SOCK_STREAM:
+                listener.listen(BACKLOG)
         except OSError as error:
             raise OSError(error.errno, f"{flag}: cannot listen on {path}: {error.strerror}") from None
         finally:
             os.umask(umask)
-        self.paths[listener] = path
-        if kind == socket.SOCK_STREAM:
-            listener.listen(BACKLOG)
         return listener
 
     def open_passing(self, arguments):
@@ -177,18 +177,18 @@ def open_tcp(address, count, flag):
 
 
 def listen(family, where, share):
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if share:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if family == socket.AF_INET6:
-        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    without_delay(listener)
     try:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if share:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        without_delay(listener)
         listener.bind(where)
+        listener.listen(BACKLOG)
     except OSError as error:
         raise OSError(error.errno, f"cannot listen on {where[0]} port {where[1]}: {error.strerror}") from None
-    listener.listen(BACKLOG)
     return listener
 
 

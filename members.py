@@ -45,6 +45,9 @@ def open_file(path: str) -> tuple[int, int]:
         status = os.fstat(fd)
         _check_file(path, status)
         os.set_blocking(fd, True)               # the flag means something else to io_uring
+    except OSError as error:
+        os.close(fd)
+        raise _unreadable(path, 0, error) from error
     except BaseException:
         os.close(fd)
         raise

@@ -57,8 +57,10 @@ class Sites:
             return before
         arguments = self.arguments
         archive = open_archive(path, arguments.prefix, arguments.etags == "on", partial(bring_in, arguments))
-        archive.identity = Identity.of(archive.fd)
         self.opened.append(archive)
+        archive.identity = Identity.of(archive.fd)
+        if archive.identity is None:
+            raise ArchiveError(f"{path} cannot be looked at any more; copy it anew")
         return [archive, *before[:arguments.keep]]
 
     def archives(self):
@@ -127,7 +129,10 @@ def hide_lost(library):
     From the new end to the end of its page there would be zeros (mmap(2)), which nobody could tell from contents.
     """
     for archive in library.archives:
-        size = os.lseek(archive.fd, 0, os.SEEK_END)
+        try:
+            size = os.lseek(archive.fd, 0, os.SEEK_END)
+        except OSError:                 # then nobody knows; the kernel cuts off what it cannot read
+            continue
         if size < archive.size and not archive.copied:
             start = size & -mmap.PAGESIZE
             hide(archive.address + start, archive.size - start)

@@ -105,7 +105,11 @@ class Supervisor:
         self.on_ready(generation)
         self.notifier.ready(generation.words())
         while self.serving or self.processes:
-            self.wait()
+            try:
+                self.wait()
+            except (OSError, MemoryError) as error:         # those who serve, serve on; it is tried again
+                log.error("supervisor: %s", getattr(error, "strerror", "") or "no memory")
+                time.sleep(1)
         return 0
 
     def wait(self):
@@ -191,7 +195,13 @@ class Supervisor:
         if number != STATUS and (row := self.board.take_row()) is None:
             log.error("too many workers are still finishing what they were sending: no new one")
             return None
-        tether, its_end = os.pipe()
+        try:
+            tether, its_end = os.pipe()
+        except OSError as error:
+            log.error("cannot start a worker: %s", error.strerror)
+            if row is not None:
+                self.board.free_row(row)
+            return None
         signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
         try:
             pid = os.fork()
@@ -362,7 +372,7 @@ class Supervisor:
         self.report(True)
 
     def on_reload_failure(self, reason):
-        reason = str(reason) or type(reason).__name__
+        reason = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         self.generation.failed(reason)
         self.introduce(self.generation, self.number)
         self.board.add("reloads_failed")

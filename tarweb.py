@@ -4,6 +4,7 @@
 Reads like a sequence: take the flags, listen, open the archives, fork, serve.
 """
 
+import contextlib
 import gc
 import logging
 import os
@@ -28,6 +29,8 @@ from uring import Ring, RingError
 __version__ = "0.1.0"
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
+STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
+NO_MEMORY = "there is not enough memory: raise its limit (ulimit -v, or that of the control group)"
 
 log = logging.getLogger("tarweb")
 
@@ -54,9 +57,9 @@ def run(arguments):
         board.describe(generation.as_json(__version__, number, listeners.urls(generation.scheme)))
 
     def on_ready(generation):
-        for line in announce(generation, listeners, sandbox, started):
-            print(line, file=sys.stderr if arguments.access_log == "-" else sys.stdout)
-        sys.stdout.flush()
+        words = "".join(f"{line}\n" for line in announce(generation, listeners, sandbox, started))
+        with contextlib.suppress(OSError):          # a full disk, a reader that has gone: pages are served all the same
+            os.write(STANDARD_ERROR if arguments.access_log == "-" else STANDARD_OUTPUT, os.fsencode(words))
 
     try:
         return Supervisor(arguments, listeners, board, notifier, load, child, introduce, on_ready).run()
@@ -78,6 +81,11 @@ def serve(generation, listeners, number, row, board, arguments, sandbox, ready, 
         return 0
     except (RingError, SandboxError, UsageError) as error:
         log.error("%s", error)
+    except OSError as error:                        # the machine refuses something; -v debug tells where
+        log.error("worker: %s", error.strerror or error)
+        log.debug("%s", trace(error))
+    except MemoryError:
+        log.error("worker: %s", NO_MEMORY)
     except BaseException as error:
         log.error("worker\n%s", trace(error))
     return EXIT_FAILURE
@@ -104,8 +112,18 @@ def announce(generation, listeners, sandbox, started):
     yield f"tarweb: {sandbox.words()}"
 
 
+def hold_standard_descriptors():
+    """Where one of them is closed, let /dev/null take its place: a socket that did would be sent error messages."""
+    with contextlib.suppress(OSError):
+        while (fd := os.open(os.devnull, os.O_RDWR)) <= STANDARD_ERROR:
+            pass
+        os.close(fd)
+
+
 def main(argv=None):
+    hold_standard_descriptors()
     arguments = parse_arguments(argv, __version__)
+    logging.raiseExceptions = False     # a line that cannot be written is lost, and nothing else
     logging.basicConfig(format="tarweb: %(message)s", level=LEVELS[arguments.verbose])
     try:
         return run(arguments)
@@ -116,6 +134,8 @@ def main(argv=None):
         log.error("%s", error)
     except OSError as error:
         log.error("%s", error.strerror or error)
+    except MemoryError:
+        log.error("%s", NO_MEMORY)
     return EXIT_FAILURE
 
 

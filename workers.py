@@ -45,7 +45,8 @@ log = logging.getLogger("tarweb")
 def raise_limits(arguments):
     """Those of open files and of locked memory (which rings are), while we may: in a worker it would be too late."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.suppress(OSError, ValueError):      # the hard limit is more than fs.nr_open is by now
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     wanted = MAX_OPEN_AT_START + (arguments.max_connections or DEFAULT_CONNECTIONS)
     for which, limit in ((resource.RLIMIT_NOFILE, wanted), (resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY)):
         _, hard = resource.getrlimit(which)
@@ -70,6 +71,8 @@ def limit_connections(wanted):
             raise UsageError(f"--max-connections {wanted} is more than the limit of open files ({hard}) allows: "
                              "raise it (ulimit -n, and sysctl fs.nr_open) or ask for fewer") from None
     connections = hard - len(taken) - 1         # the kernel gives the lowest free number
+    if connections < 1:
+        raise UsageError(f"the limit of open files ({hard}) leaves none for connections: raise it (ulimit -n)")
     log.warning("the limit of open files (ulimit -n) allows for %d connections only", connections)
     return connections, limit_files(hard, hard)
 

@@ -1,5 +1,7 @@
 # make run     serve site.tar (or SITE=...), or, without one, this repository's own pages
 # make test    install what the tests need and run them (T=tests/test_ranges.py for one file)
+# make fuzz    fuzz parsers and what peers can reach of the rest, a minute each (FUZZFLAGS='--seconds 600 --record')
+# make soak    an hour of all kinds of clients at once, into tests/SOAK.md (SOAKFLAGS='--minutes 5')
 # make bench   measure against nginx, lighttpd and http.server
 # make lint    ruff and mypy
 # make clean   remove everything that was made here
@@ -9,14 +11,22 @@ DEMO    = .cache/demo.tar
 SITE   ?= $(if $(wildcard site.tar),site.tar,$(DEMO))
 FLAGS  ?=
 T      ?=
+FUZZFLAGS ?=
+SOAKFLAGS ?=
 
-.PHONY: run test bench lint clean setup
+.PHONY: run test fuzz soak bench lint clean setup
 
 run: $(SITE)
 	$(PYTHON) tarweb.py $(FLAGS) $(SITE)
 
 test: setup
 	.venv/bin/python -m pytest $(T)
+
+fuzz: setup
+	.venv/bin/python fuzz/run.py $(FUZZFLAGS)
+
+soak: setup
+	.venv/bin/python tests/soak.py --record $(SOAKFLAGS)
 
 bench: setup
 	.venv/bin/python bench/run.py

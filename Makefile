@@ -47,4 +47,4 @@ $(DEMO): README.md LICENSE $(wildcard *.py)
 	tar -C .cache/demo -cf $@ .
 
 clean:
-	rm -rf .venv .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache __pycache__ */__pycache__
+	rm -rf .venv .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache __pycache__ */__pycache__ fuzz/crashes

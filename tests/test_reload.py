@@ -261,7 +261,7 @@ def test_workers_change_and_the_supervisor_does_not(start, deployment):
 
 
 @needs_wrk
-def test_a_storm_of_reloads_under_load(start, deployment):
+def test_p14_a_storm_of_reloads_under_load(start, deployment):
     """No response fails, none mixes two archives, and a connection made after a reload never sees what was before."""
     server = start(deployment.path, "--threads", "2")
     ways = over_httpx, over_new_connections, over_kept_connections, over_pipelines
@@ -276,7 +276,7 @@ def test_a_storm_of_reloads_under_load(start, deployment):
 
 
 @needs_wrk
-def test_a_storm_of_reloads_under_load_over_tls(start_tls, deployment):
+def test_p14_a_storm_of_reloads_under_load_over_tls(start_tls, deployment):
     server = start_tls(deployment.path, "--threads", "2")
     ways = over_httpx, over_new_connections, over_kept_connections
     with wrk(f"{server.url}/page.html"), Checkers(server, deployment, ways) as checkers:
@@ -287,7 +287,7 @@ def test_a_storm_of_reloads_under_load_over_tls(start_tls, deployment):
     assert server.stderr().count("reloaded: ") == TLS_RELOADS
 
 
-def test_who_comes_alone_during_a_reload_is_not_forgotten(start, deployment):
+def test_p14_who_comes_alone_during_a_reload_is_not_forgotten(start, deployment):
     """The kernel wakes one of those who wait at a socket: it must not be one that is just about to leave."""
     server = start(deployment.path)
     for number in range(25):
@@ -420,7 +420,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_bad_archive_leaves_the_old_one(start, deployment, name):
+def test_p14_a_bad_archive_leaves_the_old_one(start, deployment, name):
     spoil, why = WRONG[name]
     server = start(deployment.path, "--threads", "2")
     workers = server.workers
@@ -533,7 +533,7 @@ def cert_empty(live, _pairs):
 
 
 @pytest.mark.parametrize("spoil", [cert_missing, key_missing, cert_no_pem, cert_empty, key_of_another])
-def test_a_bad_certificate_leaves_the_old_one(start_tls, deployment, live, authority, pairs, spoil):
+def test_p14_a_bad_certificate_leaves_the_old_one(start_tls, deployment, live, authority, pairs, spoil):
     """And the archive too, though that is good: a generation is taken up whole."""
     server = start_tls(deployment.path, pairs=[live])
     said = server.stderr().count("\n")

@@ -56,7 +56,7 @@ def blocks(server, samples):
     return min(int(server.read_line(10)) for _ in range(samples))
 
 
-def test_python_holds_no_more_after_many_requests(start, site):
+def test_p15_python_holds_no_more_after_many_requests(start, site):
     server = start(site, program=("-c", COUNTING, str(ROOT)))
     load(server, 1)
     before = blocks(server, 2)
@@ -70,7 +70,7 @@ def test_one_system_call_serves_many_requests(start, site):
     assert set(system_calls(server, 1)) == {"io_uring_enter"}
 
 
-def test_no_system_call_at_all_with_sqpoll(start, site):
+def test_p15_no_system_call_at_all_with_sqpoll(start, site):
     server = start(site, "--sqpoll-ms", "2000")
     load(server, 1)
     assert system_calls(server, 1) == {}

@@ -149,7 +149,7 @@ class Askers:
                     self.failures.append(f"a connection with worker {pid}: {error!r}")
 
 
-def test_killed_workers_are_replaced_and_others_do_not_notice(start, site):
+def test_p17_killed_workers_are_replaced_and_others_do_not_notice(start, site):
     server = start(site, "--threads", "2", "--status", "127.0.0.1:0")
     port = status_port(server)
     status_process = server.workers[2]
@@ -240,7 +240,7 @@ def test_a_retired_worker_that_dies_is_not_replaced(start, site):
     assert server.fetch("/next").status == 200
 
 
-def test_the_status_process_is_replaced(start, site):
+def test_p17_the_status_process_is_replaced(start, site):
     server = start(site, "--status", "127.0.0.1:0")
     port = status_port(server)
     serving, status = server.workers
@@ -294,7 +294,7 @@ def open_from(source, port):
     return sock
 
 
-def test_ten_thousand_connections_with_two_workers(start, site, many_files):
+def test_p09_ten_thousand_connections_with_two_workers(start, site, many_files):
     server = start(site, "--threads", "2", "--max-connections", str(MANY), "--status", "127.0.0.1:0")
     port, asked = status_port(server), request("/next")
     sockets = [open_from(SOURCES[i % len(SOURCES)], server.port) for i in range(MANY)]
@@ -319,7 +319,7 @@ def test_ten_thousand_connections_with_two_workers(start, site, many_files):
 # --- accept fails --------------------------------------------------------------------------------------------------
 
 
-def test_no_descriptor_for_a_new_connection(start, site):
+def test_p16_no_descriptor_for_a_new_connection(start, site):
     """EMFILE: those that are there are served, those that wait are let in once that is possible.
 
     io_uring looks at the limit when an accept is armed, and one is armed for each connection where few are allowed.
@@ -389,7 +389,7 @@ def exhaust(group):
     pytest.skip("what the group uses cannot be made its limit")
 
 
-def test_no_memory_for_a_new_connection(memory, start, site):
+def test_p16_no_memory_for_a_new_connection(memory, start, site):
     """ENFILE or ENOMEM, by what cannot be had; the worker waits for memory too, and goes on once there is some."""
     server = start(site, "--max-connections", "2000", preexec_fn=lambda: join(memory))
     workers, there = server.workers, [server.connect() for _ in range(5)]

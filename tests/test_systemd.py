@@ -13,6 +13,7 @@ import time
 
 import pytest
 from support import PATIENCE, PYTHON, ROOT, TARWEB, Client, build_tar, request, run_tarweb, wait_until
+from test_sandbox import landlock_is_here
 from unitrun import directives
 
 from systemd import Notifier, listen_fds
@@ -529,6 +530,7 @@ def test_the_server_bears_it(confinement, start_tls, pairs, site, tmp_path, mana
     assert server.fetch("/page.html").body == PAGES["page.html"]
     lines = server.read_line(10) + server.read_line(10)
     redirect, status = (int(re.search(pattern, lines)[1]) for pattern in (r":(\d+)/ redirects", r"status on .*:(\d+)/"))
+    assert ("Landlock" in server.read_line(10)) == landlock_is_here()
     with Client(("127.0.0.1", redirect)) as client:
         assert client.ask("/page.html").status in (301, 308)
 

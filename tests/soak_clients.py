@@ -669,7 +669,8 @@ def types_for_ever(visit):
     for number in range(4 * (HEADER_TIMEOUT - 1)):
         visit.pause(0.25)
         for client in clients:
-            client.send(b"X-%d: a\r\n" % number)
+            with contextlib.suppress(ConnectionError):      # the 408 has come already, on a machine that is slow
+                client.send(b"X-%d: a\r\n" % number)
     for client in clients:
         visit.refused(client, 408, HEADER_TIMEOUT + PATIENCE)
 
@@ -680,7 +681,8 @@ def sends_a_body_for_ever(visit):
     client.send(message("/", "t", "POST", b"a", Content_Length=1000))
     for _ in range(2 * (HEADER_TIMEOUT - 1)):
         visit.pause(0.5)
-        client.send(b"a")
+        with contextlib.suppress(ConnectionError):
+            client.send(b"a")
     visit.refused(client, 408, HEADER_TIMEOUT + PATIENCE)
 
 
@@ -756,10 +758,10 @@ def asks_for_too_much(visit):
 @kind(6, "limit")
 def comes_too_often(visit):
     """More connections from one address than are allowed: those beyond get no answer, the others theirs."""
-    answered = 0
+    answered, until = 0, time.monotonic() + KEEPALIVE_TIMEOUT - 2
     for _ in range(PER_ADDRESS + 10):
         client = visit.connect()
         with contextlib.suppress(OSError):
             visit.send(client, "/", "t")
             answered += client.sock.recv(100).startswith(b"HTTP/1.1 200")
-    assert 0 < answered <= PER_ADDRESS
+    assert answered and (answered <= PER_ADDRESS or time.monotonic() > until)    # by then the first ones are closed

@@ -181,11 +181,11 @@ def load_calls(use_liburing=True):
 _with_errno = ctypes.PyDLL(None, use_errno=True)
 
 
-def libc_call(name, *arguments):
-    """The result of libc's function `name`, given whole numbers. Raises OSError where that is -1."""
+def libc_call(name, *arguments, what=""):
+    """The result of libc's function `name`, given whole numbers. Raises OSError where that is -1, and names `what`."""
     result = getattr(_with_errno, name)(*map(ctypes.c_long, arguments))
     if result == -1:
-        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+        raise OSError(ctypes.get_errno(), f"{what or name}: {os.strerror(ctypes.get_errno())}")
     return result
 
 

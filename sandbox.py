@@ -16,6 +16,7 @@ filter alone would be theatre.
 """
 
 import errno
+import functools
 import mmap
 import os
 import pwd
@@ -88,6 +89,18 @@ class SandboxError(Exception):
     """Something cannot be given up, or works after it was; the text says what, and what to do."""
 
 
+def explained(method):
+    """Have what a method cannot do said in a sentence."""
+    @functools.wraps(method)
+    def explaining(*arguments):
+        try:
+            return method(*arguments)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise SandboxError(f"this process cannot be locked in: {reason}; --secure=off serves without") from error
+    return explaining
+
+
 class Sandbox:
     """What can be given up here. Raises UsageError for a --user that cannot be had, SandboxError for --secure=require.
 
@@ -141,6 +154,7 @@ class Sandbox:
 
     # the parent
 
+    @explained
     def confine_parent(self, *written):
         """Give up what reloads do not take. `written`: paths of the access log and of sockets, or None. Raises
         SandboxError."""
@@ -163,10 +177,11 @@ class Sandbox:
 
     # a worker
 
+    @explained
     def drop(self, directory=None):
         """Become somebody who may do nothing that others may not, and give up files.
 
-        `directory`: the descriptor of the one in which files can still be read, or None. Raises SandboxError, OSError.
+        `directory`: the descriptor of the one in which files can still be read, or None. Raises SandboxError.
         """
         if self.off:
             return
@@ -193,8 +208,9 @@ class Sandbox:
         for unused in self.sockets:
             unused.close()
 
+    @explained
     def lock(self):
-        """Give up all system calls but those of the loop. Raises SandboxError, OSError."""
+        """Give up all system calls but those of the loop. Raises SandboxError."""
         if not self.filters:
             return
         calls = calls_of(self.arguments)
@@ -385,14 +401,15 @@ def restrict_files(version, scopes, allowed):
     rights = sum(bits for since, bits in FILE_RIGHTS.items() if since <= version)
     attributes = struct.pack("=QQQ", rights, TCP_RIGHTS, scopes)
     attributes = attributes[:24 if version >= SCOPE_ABI else 16 if version >= TCP_ABI else 8]
-    ruleset = libc_call("syscall", SYS_CREATE_RULESET, address_of(attributes), len(attributes), 0)
+    ruleset = libc_call("syscall", SYS_CREATE_RULESET, address_of(attributes), len(attributes), 0,
+                        what="landlock_create_ruleset")
     for place, granted in allowed.items():
         fd = os.open(place, os.O_PATH | os.O_CLOEXEC) if isinstance(place, str) else place
         rule = struct.pack("=Qi", granted & rights, fd)
-        libc_call("syscall", SYS_ADD_RULE, ruleset, RULE_PATH_BENEATH, address_of(rule), 0)
+        libc_call("syscall", SYS_ADD_RULE, ruleset, RULE_PATH_BENEATH, address_of(rule), 0, what="landlock_add_rule")
         if fd is not place:
             os.close(fd)
-    libc_call("syscall", SYS_RESTRICT_SELF, ruleset, 0)
+    libc_call("syscall", SYS_RESTRICT_SELF, ruleset, 0, what="landlock_restrict_self")
     os.close(ruleset)
 
 

@@ -34,9 +34,10 @@ def small(tmp_path_factory):
 def begin(small, tmp_path):
     """begin(who, fault, *flags): a start in which that has failed. paths: only calls on these do."""
     def start(who, fault, *flags, paths=()):
-        record = tmp_path / "calls"
-        begun = Start(who, tmp_path, lambda pid: Tracer(pid, record, fault, paths=paths), *UNCONFINED, *flags, small)
-        assert begun.context.count > 0, f"{fault}: nothing has failed"
+        def attach(pid):
+            return Tracer(pid, tmp_path / "calls", *fault.split(), paths=paths)
+        begun = Start(who, tmp_path, attach, *UNCONFINED, *flags, small)
+        assert begun.context.count >= len(fault.split()), f"{fault}: not all of it has failed"
         return begun
     return start
 
@@ -69,7 +70,7 @@ def test_p16_a_start_that_the_machine_refuses(begin, fault):
 
 
 @pytest.mark.parametrize("fault", [
-    "openat:error=EMFILE", "openat:error=ENFILE", "openat:error=EIO", "mmap:error=ENOMEM", "read:error=EIO",
+    "openat:error=EMFILE", "openat:error=EIO", "mmap:error=ENOMEM", "read:error=EIO",
     "pread64:error=EIO", "%fstat:error=ESTALE:when=1", "%fstat:error=ESTALE:when=3",
 ])
 def test_p16_an_archive_that_cannot_be_read(begin, small, fault):
@@ -79,9 +80,8 @@ def test_p16_an_archive_that_cannot_be_read(begin, small, fault):
 
 
 @pytest.mark.parametrize("fault", [
-    "openat:error=EINTR:when=1+2", "read:error=EINTR:when=1+2", "pread64:error=EINTR:when=1+2", "clone3:error=EAGAIN",
-    "inotify_init1:error=EMFILE", "inotify_add_watch:error=ENOSPC", "madvise:error=EFAULT",
-    "prlimit64:error=EPERM:when=2",
+    "openat:error=EINTR:when=1+2 read:error=EINTR:when=1+2 pread64:error=EINTR:when=1+2", "clone3:error=EAGAIN",
+    "inotify_init1:error=EMFILE", "inotify_add_watch:error=ENOSPC madvise:error=EFAULT", "prlimit64:error=EPERM:when=2",
 ])
 def test_p16_a_start_that_does_without(begin, fault):
     begun = begin("parent", fault)
@@ -90,16 +90,14 @@ def test_p16_a_start_that_does_without(begin, fault):
 
 @pytest.mark.parametrize("fault", [
     "pipe2:error=EMFILE", "fcntl:error=EMFILE", "io_uring_setup:error=EMFILE", "io_uring_setup:error=ENOMEM",
-    "io_uring_setup:error=EAGAIN", "io_uring_register:error=ENOMEM:when=1", "io_uring_register:error=ENOMEM:when=2",
-    "io_uring_register:error=EINVAL:when=2+", "mmap:error=ENOMEM:when=1", "mmap:error=ENOMEM:when=2",
-    "mmap:error=ENOMEM:when=3", "prlimit64:error=ENOMEM:when=1",
+    "io_uring_register:error=ENOMEM:when=1", "io_uring_register:error=EINVAL:when=2", "mmap:error=ENOMEM:when=1",
+    "mmap:error=ENOMEM:when=3",
 ])
 def test_p16_a_worker_that_cannot_start(begin, fault):
     assert re.search(f"{words(fault)}|enough memory", sentence(begin("worker", fault, "--no-liburing"), 1))
 
 
-@pytest.mark.parametrize("fault", ["inotify_init1:error=EMFILE", "inotify_add_watch:error=ENOSPC",
-                                   "madvise:error=ENOMEM"])
+@pytest.mark.parametrize("fault", ["inotify_init1:error=EMFILE", "inotify_add_watch:error=ENOSPC madvise:error=ENOMEM"])
 def test_p16_a_worker_that_does_without(begin, fault):
     begun = begin("worker", fault)
     assert (begun.served, begun.status, begun.said) == (True, 0, "")
@@ -147,11 +145,11 @@ WITHOUT_WORKERS = {
 def reload_with(server, fault, record, paths=()):
     """What comes of a reload with that fault: nobody has noticed, and nothing is left of it after the next one."""
     before = settled(server, 2, PIPES)
-    with server.connect() as kept, Tracer(server.pid, record, fault, paths=paths) as tracer:
+    with server.connect() as kept, Tracer(server.pid, record, *fault.split(), paths=paths) as tracer:
         assert kept.ask("/next").status == 200
         deploy(server)
         said = reload(server)
-        assert tracer.count > 0, f"{fault}: nothing has failed"
+        assert tracer.count >= len(fault.split()), f"{fault}: not all of it has failed"
         assert kept.ask("/next").body == FILES["next"]
     assert server.fetch("/next").status == 200
     assert reload(server).startswith("reloaded: ")
@@ -176,8 +174,8 @@ def test_p14_a_reload_that_can_start_no_worker(live, tmp_path, fault):
     assert re.search(WITHOUT_WORKERS[fault] + words(fault), server.stderr())
 
 
-@pytest.mark.parametrize("fault", ["clone3:error=EAGAIN", "inotify_init1:error=EMFILE", "madvise:error=ENOMEM",
-                                   "inotify_add_watch:error=ENOSPC", "read:error=EINTR:when=1+2"])
+@pytest.mark.parametrize("fault", ["clone3:error=EAGAIN", "inotify_init1:error=EMFILE read:error=EINTR:when=1+2",
+                                   "madvise:error=ENOMEM inotify_add_watch:error=ENOSPC"])
 def test_p16_a_reload_that_does_without(live, tmp_path, fault):
     assert reload_with(live(), fault, tmp_path / "calls").startswith("reloaded: ")
 

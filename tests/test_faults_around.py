@@ -14,7 +14,9 @@ import time
 from functools import partial
 
 import pytest
-from faults import UNCONFINED, OnASocket, Start, address_space, closing, library, limited, needs_mounts, without
+from faults import (
+    OBSERVABLE, UNCONFINED, OnASocket, Start, address_space, closing, library, limited, needs_mounts, without,
+)
 from support import FILES, PYTHON, ROOT, build_tar, request, wait_until
 from test_damage import WITHOUT_MEMORY
 from test_reload import Deployment, reload, reports, version_of
@@ -81,7 +83,7 @@ def test_p16_openssl_is_missed_only_where_it_is_needed(small, pairs, name, tmp_p
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
 def test_p16_descriptors_that_are_closed(small, tmp_path, closed):
     """Nothing else takes their numbers: what is written there goes to nobody."""
-    with OnASocket(small, "--access-log", "-", folder=tmp_path, preexec_fn=closing(*closed)) as server:
+    with OnASocket(small, *OBSERVABLE, "--access-log", "-", folder=tmp_path, preexec_fn=closing(*closed)) as server:
         assert server.ask("/next").endswith(FILES["next"])
         for pid in (server.pid, *server.workers):
             where = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)]
@@ -210,7 +212,7 @@ def test_p14_a_reload_with_too_little(start, tmp_path, lack):
     """More each time, until it is enough; a reload that fails changes nothing."""
     what, limit, amounts = RELOADS[lack]
     deployment = Deployment(tmp_path)
-    server, served, found = start(deployment.path, "--threads", "2"), 1, []
+    server, served, found = start(deployment.path, *OBSERVABLE, "--threads", "2"), 1, []
     for version, more in enumerate(amounts, 2):
         deployment.deploy(version)
         with limited(server.pid, what, limit(server.pid, more)):
@@ -221,6 +223,19 @@ def test_p14_a_reload_with_too_little(start, tmp_path, lack):
     assert set(found) == {"failed,", "generation"}, found
     assert reload(server).startswith("reloaded: ")
     assert version_of(server.fetch("/small.txt").body) == version
+
+
+def test_p16_a_worker_that_can_have_no_more_memory(start, small):
+    """All that it needs for requests it has from the beginning, those included that it has to remember."""
+    server = start(small, *UNCONFINED)
+    worker, = server.workers
+    with limited(worker, resource.RLIMIT_AS, address_space(worker)), server.connect() as client:
+        for batch in range(50):
+            client.send(*(request(f"/next?{batch}-{i}", X="x" * 300) for i in range(40)))
+            for _ in range(40):
+                assert client.response().body == FILES["next"]
+    assert server.workers == [worker]
+    server.check()
 
 
 # --- threads of the kernel's
@@ -297,7 +312,7 @@ def test_p16_the_clock_jumps(start, start_tls, small, tmp_path, tls):
 def test_p17_a_worker_that_dies(start, small, number):
     """Another one takes its place. What the others have goes on."""
     no_core = partial(resource.setrlimit, resource.RLIMIT_CORE, (0, 0))
-    server = start(small, "--threads", "2", preexec_fn=no_core)
+    server = start(small, *OBSERVABLE, "--threads", "2", preexec_fn=no_core)
     connections = connections_by_worker(server, 2)
     victim, other = server.workers
     os.kill(victim, number)

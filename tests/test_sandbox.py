@@ -201,7 +201,8 @@ LYING = """if True:
     if lie == "setresuid":
         os.setresuid = lambda *_: None
     elif lie == "landlock":
-        sandbox.libc_call = lambda *call: 0 if sandbox.SYS_RESTRICT_SELF in call else libc_call(*call)
+        sandbox.libc_call = lambda *call, **more: (
+            0 if sandbox.SYS_RESTRICT_SELF in call else libc_call(*call, **more))
     elif lie == "filter":
         sandbox.put_filter = lambda _: None
     elif lie == "restrictions":
@@ -322,6 +323,12 @@ def test_without_landlock_it_says_so(start, site):
                                        "inject=landlock_create_ruleset:error=EOPNOTSUPP"))
     assert "without Landlock (lsm= at boot leaves it out)" in announced(server)
     assert server.fetch("/next").status == 200
+
+
+def test_where_it_cannot_be_locked_in_it_says_why(site):
+    said, code = refused(site, "trace=landlock_restrict_self", "inject=landlock_restrict_self:error=EPERM")
+    assert said == ("tarweb: this process cannot be locked in: landlock_restrict_self: Operation not permitted; "
+                    "--secure=off serves without\n") and code == 1
 
 
 def test_require_is_not_content_without_landlock(site):

@@ -151,6 +151,8 @@ class Header(tarfile.TarInfo):
             return self.fromtarfile(tar)
         self.type = tarfile.XHDTYPE
         info = self._next(tar)
+        if "GNU.sparse" in records and not info.isreg():
+            raise tarfile.HeaderError("sparse, and no file")
         if "GNU.sparse" in records:
             info.sparse = []                    # type: ignore[assignment]
         info._apply_pax_info(records, tar.encoding, tar.errors)     # type: ignore[attr-defined]

@@ -75,13 +75,21 @@ class Tree:
     def _hard_link(self, name: bytes, target: bytes) -> Node:
         """What `target` is by now, as with link(2): later members do not change it, and a symlink stays one."""
         try:
-            node = self.nodes.get(_normal(target)) or self._node_at(self.resolve(target.lstrip(b"/")), target)
+            node = self.nodes.get(_normal(target)) or self._node_at(self._place(target.lstrip(b"/")), target)
             if isinstance(node, str):
                 raise BadLink(f"leads to a {node}")
         except BadLink as bad:
             self.bad_links[name] = str(bad)
             return "bad link"
         return node
+
+    def _place(self, path: bytes) -> bytes:
+        """The name of what `path` leads to, where a link in its last part is not followed. Raises BadLink."""
+        above, _, last = _normal(path).rpartition(b"/")
+        if not above or last == b"..":
+            return self.resolve(path)
+        directory = self.resolve(above)
+        return directory + b"/" + last if directory else last
 
     def _node_at(self, name: bytes, target: bytes) -> Node:
         try:

@@ -94,6 +94,34 @@ def long_name(name, kind=b"L"):
     return file(b"././@LongLink", name + b"\0", kind=kind, magic=GNU)
 
 
+# --- writing what costs -------------------------------------------------------------------------------------------
+
+DEEP = b"/".join([b"n" * 199] * 19)         # a name of nearly 4 KiB
+LONG_WAY = b"d/../" * 800                   # one that takes 1600 steps
+
+
+def many(count, make):
+    return [make(number) for number in range(count)]
+
+
+def links_with_long_names(count):
+    """As many files, and links to their directory with long names: count * count names."""
+    return (many(count, lambda number: file(b"d/%d" % number, b"x"))
+            + many(count, lambda number: link(b"%b/%d" % (DEEP, number), b"../" * 19 + b"d")))
+
+
+def links_into_a_chain(count, target, kind):
+    """The chain is as long as the kernel follows, and it is a long way from link to link."""
+    return [*many(39, lambda number: link(b"c%d" % number, LONG_WAY + b"c%d" % (number + 1))), file(b"c39/x", b"x"),
+            *many(count, lambda number: link(b"l%d" % number, target, kind))]
+
+
+def multiplied(width, depth):
+    """Links in each directory to the next: width ** depth names."""
+    return [link(b"d%d/%d" % (level, number), b"../d%d" % (level + 1))
+            for level in range(depth) for number in range(width)] + [file(b"d%d/x" % depth, b"x")]
+
+
 # --- GNU tar's opinion ---------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ import stat
 
 from door import BACKLOG
 from options import Tcp, Unix, UsageError
+from passfd import TCP_OPTIONS
 from systemd import listen_fds
 
 
@@ -156,7 +157,7 @@ def inherited(fd, name):
         listener = socket.socket(fileno=fd)
         if listener.type == socket.SOCK_STREAM and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             listener.setblocking(True)
-            without_delay(listener)
+            tune(listener)
             return listener
     raise UsageError(f"descriptor {fd} ({name}) passed by systemd is no listening stream socket")
 
@@ -184,7 +185,7 @@ def listen(family, where, share):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        without_delay(listener)
+        tune(listener)
         listener.bind(where)
         listener.listen(BACKLOG)
     except OSError as error:
@@ -192,10 +193,11 @@ def listen(family, where, share):
     return listener
 
 
-def without_delay(listener):
-    """Accepted sockets inherit it: a response is one send, and the next must not wait for its acknowledgement."""
+def tune(listener):
+    """Accepted sockets inherit it."""
     if listener.family != socket.AF_UNIX:
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option, value in TCP_OPTIONS:
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def remove_stale(path, flag, kind):

@@ -12,6 +12,10 @@ import struct
 
 import abi
 
+# Of each connection, tcp(7). A response is one send, and the next must not wait for its acknowledgement. And where it
+# is not read, no more than so many bytes wait in the kernel for their turn: it would take 4 MiB.
+UNSENT = 256 * 1024
+TCP_OPTIONS = (socket.TCP_NODELAY, 1), (socket.TCP_NOTSENT_LOWAT, UNSENT)
 LARGEST = 32 * 1024         # bytes that may have been read: more than a request head or a ClientHello takes
 # <sys/socket.h> struct cmsghdr (len, level, type), then one descriptor. Not CMSG_SPACE, in which there is room for two.
 CMSG = struct.Struct("=Qiii")
@@ -61,7 +65,8 @@ def is_stream(fd):
                 return False
             os.set_blocking(fd, True)           # or the ring would not wait for it
             if passed.family in (socket.AF_INET, socket.AF_INET6):
-                passed.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for option, value in TCP_OPTIONS:
+                    passed.setsockopt(socket.IPPROTO_TCP, option, value)
             return True
         finally:
             passed.detach()

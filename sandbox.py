@@ -28,8 +28,9 @@ import struct
 import abi
 from abi import address_of, libc_call
 from options import UsageError
+from passfd import TCP_OPTIONS
 from seccomp import (
-    ALL_BITS, ALLOW, ALWAYS, AT_EMPTY_PATH, FIONBIO, KILL, NOT_EXECUTABLE, REFUSE, assemble, supported,
+    ALL_BITS, ALLOW, ALWAYS, AT_EMPTY_PATH, FIONBIO, KILL, NOT_EXECUTABLE, REFUSE, Conditions, assemble, supported,
 )
 
 NOBODY = 65534, 65534, "nobody"
@@ -52,7 +53,7 @@ TCP_RIGHTS, TCP_ABI = 0b11, 4                   # bind, connect
 SCOPE_ABSTRACT, SCOPE_SIGNAL, SCOPE_ABI = 1, 2, 6
 
 # What a worker may call, and what for.
-LOOP = {
+LOOP: dict[str, Conditions] = {
     "io_uring_enter": ALWAYS,                   # everything
     "read": ALWAYS,                             # that an archive has been written to
     "write": ALWAYS,                            # messages; to the parent, and to itself from a signal handler
@@ -68,12 +69,16 @@ LOOP = {
     "getpid": ALWAYS,                           # logging, OpenSSL
     "exit": ALWAYS, "exit_group": ALWAYS,
 }
-CURIOUS = {"getpeername": ALWAYS}
-TLS = {"getrandom": ALWAYS}
-PASSED = {"getsockname": ALWAYS, "getsockopt": ALWAYS, "ioctl": (((1, ALL_BITS, FIONBIO),),),
-          "setsockopt": (((1, ALL_BITS, socket.IPPROTO_TCP), (2, ALL_BITS, socket.TCP_NODELAY)),)}
-CHALLENGES = {"openat": ALWAYS, "fstat": ALWAYS, "newfstatat": (((3, AT_EMPTY_PATH, AT_EMPTY_PATH),),)}
-ANOTHER_FILTER = {"prctl": (((0, ALL_BITS, PR_SET_SECCOMP),),)}
+CURIOUS: dict[str, Conditions] = {"getpeername": ALWAYS}
+TLS: dict[str, Conditions] = {"getrandom": ALWAYS}
+PASSED: dict[str, Conditions] = {
+    "getsockname": ALWAYS, "getsockopt": ALWAYS, "ioctl": (((1, ALL_BITS, FIONBIO),),),
+    "setsockopt": tuple(((1, ALL_BITS, socket.IPPROTO_TCP), (2, ALL_BITS, option)) for option, _ in TCP_OPTIONS),
+}
+CHALLENGES: dict[str, Conditions] = {
+    "openat": ALWAYS, "fstat": ALWAYS, "newfstatat": (((3, AT_EMPTY_PATH, AT_EMPTY_PATH),),),
+}
+ANOTHER_FILTER: dict[str, Conditions] = {"prctl": (((0, ALL_BITS, PR_SET_SECCOMP),),)}
 
 # What the parent may not, and all that it forks.
 DENIED = ("execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "socket", "bind",
@@ -223,7 +228,7 @@ class Sandbox:
 
 def calls_of(arguments):
     """What the workers of a server with these flags may call."""
-    calls = dict(LOOP)
+    calls: dict[str, Conditions] = dict(LOOP)
     if arguments.access_log or arguments.trusted or arguments.max_per_ip:
         calls |= CURIOUS
     if arguments.tls_cert:

@@ -38,10 +38,11 @@ X32 = 0x40000000            # <asm/unistd.h> of x86_64: the bit in the numbers o
 
 # Under which conditions a call is meant: all those of one of these sets. A condition is (which argument, a mask, what
 # these bits of it have to be).
-ALWAYS = ((),)
+Conditions = tuple[tuple[tuple[int, int, int], ...], ...]
+ALWAYS: Conditions = ((),)
 PROT_EXEC, FIONBIO, AT_EMPTY_PATH = 4, 0x5421, 0x1000       # <sys/mman.h>, <asm-generic/ioctls.h>, <fcntl.h>
 ALL_BITS = 0xFFFFFFFF
-NOT_EXECUTABLE = (((2, PROT_EXEC, 0),),)
+NOT_EXECUTABLE: Conditions = (((2, PROT_EXEC, 0),),)
 
 # <linux/filter.h> struct sock_filter: code, jump if true, jump if false, k
 INSTRUCTION = struct.Struct("=HBBI")

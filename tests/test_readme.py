@@ -10,6 +10,7 @@ import conn
 import counters
 import credentials
 import http1
+import passfd
 import plan
 import reply
 import sealed
@@ -51,6 +52,7 @@ def test_limits_are_those_of_the_code():
     for said in (f"| {http1.MAX_LINE // kib} KiB, {http1.MAX_HEAD // kib} KiB |", f"| {http1.MAX_BODY // kib} KiB |",
                  f"pieces of {plan.PIECE // kib} KiB, after {conn.SEND_GRACE} s of grace",
                  f"| {conn.MAX_PENDING // kib} KiB for each connection |",
+                 f"| {passfd.UNSENT // kib} KiB in the kernel",
                  f"| {reply.MAX_RANGES} asked, {reply.MAX_PARTS} sent |",
                  f"a buffer of {-(-sealed.LARGE_BUFFER // kib)} KiB for each connection |",
                  f"| {sealed.MEMO_PLAINTEXT // mib} MiB, for each worker |",

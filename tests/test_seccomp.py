@@ -77,7 +77,8 @@ def test_x32_is_death():
     ("mprotect", (0, 4096, 1), True), ("mprotect", (0, 4096, 5), False),
     ("mprotect", (0, 4096, 1 << 32 | 1), True),         # the kernel takes the lower half of what is an int
     ("ioctl", (3, 0x5421), True), ("ioctl", (3, 0x5413), False),
-    ("setsockopt", (3, 6, 1), True), ("setsockopt", (3, 6, 31), False), ("setsockopt", (3, 1, 1), False),
+    ("setsockopt", (3, 6, 1), True), ("setsockopt", (3, 6, 25), True), ("setsockopt", (3, 6, 31), False),
+    ("setsockopt", (3, 1, 1), False),
     ("newfstatat", (3, 0, 0, 0x1000), True), ("newfstatat", (3, 0, 0, 0x100), False),
 ])
 def test_conditions(machine, name, arguments, allowed):

@@ -1,6 +1,7 @@
 # make run     serve site.tar (or SITE=...), or, without one, this repository's own pages
 # make test    install what the tests need and run them (T=tests/test_ranges.py for one file)
 # make fuzz    fuzz parsers and what peers can reach of the rest, a minute each (FUZZFLAGS='--seconds 600 --record')
+# make model   check the states of connections against chance, into tests/MODEL.md (MODELFLAGS='--steps 5000000')
 # make soak    an hour of all kinds of clients at once, into tests/SOAK.md (SOAKFLAGS='--minutes 5')
 # make bench   measure against nginx, lighttpd and http.server
 # make lint    ruff and mypy
@@ -12,18 +13,22 @@ SITE   ?= $(if $(wildcard site.tar),site.tar,$(DEMO))
 FLAGS  ?=
 T      ?=
 FUZZFLAGS ?=
+MODELFLAGS ?=
 SOAKFLAGS ?=
 
-.PHONY: run test fuzz soak bench lint clean setup
+.PHONY: run test fuzz model soak bench lint clean setup
 
 run: $(SITE)
 	$(PYTHON) tarweb.py $(FLAGS) $(SITE)
 
 test: setup
-	.venv/bin/python -m pytest $(T)
+	.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(T)
 
 fuzz: setup
 	.venv/bin/python fuzz/run.py $(FUZZFLAGS)
+
+model: setup
+	.venv/bin/python tests/model.py --record $(MODELFLAGS)
 
 soak: setup
 	.venv/bin/python tests/soak.py --record $(SOAKFLAGS)

@@ -26,6 +26,7 @@ import life
 import passfd
 import plan as plan_module
 import secure
+import state
 from accesslog import AccessLog
 from archive import Library, Redirect, Representation, Resource
 from conn import Worker
@@ -46,6 +47,7 @@ SMALL = {
     archive_module: {"WHOLE_CHECK": 500},
     accesslog: {"LARGEST_WRITE": 2000, "PIPE_BUF": 300, "ENOUGH": 12},
     http1: {"MAX_HEAD": 900, "MAX_LINE": 400, "MAX_BODY": 600},
+    state: {"SEND_GRACE": 4},
 }
 
 CONTENT = random.Random(5).randbytes(21_000)
@@ -106,14 +108,15 @@ def index():
     return {**files, b"/dir": Redirect(b"/dir/")}
 
 
-MORE = {"log", "log_to_file", "trusted", "passing", "lazy", "publish"}
+MORE = {"log", "log_to_file", "trusted", "passing", "lazy", "publish", "on_damage"}
 
 
 def common(kernel, clock, limits, archive, ring, log=None, log_to_file=True, trusted=None, passing=False, lazy=False,
-           publish=None):
+           publish=None, on_damage=None):
     """What a Worker of any kind is made of. log: the style of an access log. trusted: networks of proxies.
 
-    passing: the last listener passes connections. lazy: nothing of the archive is in memory at first.
+    passing: the last listener passes connections. lazy: nothing of the archive is in memory at first. on_damage: what
+    to call when the archive has been written to.
     """
     archive.lazy = lazy
     if lazy:
@@ -125,7 +128,8 @@ def common(kernel, clock, limits, archive, ring, log=None, log_to_file=True, tru
     return {"ring": ring, "slots": kernel.slots, "limits": limits, "counts": Counts(), "signals": kernel.signal_pipe,
             "entrance": Entrance(listeners, kernel.passing, trusted and Networks(trusted)),
             "access_log": log and AccessLog(ring, kernel.open_log(log_to_file), log, life.LOG),
-            "publish": publish, "library": library, "site": Site(responder, planner)}
+            "publish": publish, "damage": on_damage and (kernel.damage, on_damage),
+            "library": library, "site": Site(responder, planner)}
 
 
 def make_worker(kernel, clock, limits, listeners=1, kind=Ring, **options):
@@ -238,6 +242,7 @@ class Client(Socket):
         self.add(raw, wanted)
         if wanted and rnd.random() < 0.5:       # more than anybody will read
             self.script += rnd.randbytes(rnd.choice((10, 3000)))
+        self.stops = []                         # where a piece ends, besides
         self.sent = 0
         self.pieces = rnd.choice((1, 20, 300, 5000))
         self.reads = rnd.choice((0, 1, 30, 10_000, 10_000, 10_000))
@@ -266,7 +271,7 @@ class Client(Socket):
     def begin_with(self, header):
         """Send this before all else."""
         self.script = header + self.script
-        self.boundaries = [at + len(header) for at in self.boundaries]
+        self.boundaries, self.stops = ([at + len(header) for at in marks] for marks in (self.boundaries, self.stops))
 
     def want_nothing(self, excuse):
         """Whatever is asked, there will be no answer."""
@@ -289,6 +294,7 @@ class Client(Socket):
             if self.patient:
                 answered = self.received.count(b"HTTP/1.1 ")    # nearly: content is random bytes
                 limit = next((at for at in self.boundaries[answered:]), limit)
+            limit = min([limit, *(at for at in self.stops if at > self.sent)])
             piece = self.script[self.sent:min(limit, self.sent + rnd.randrange(1, self.pieces + 1))]
             if piece:
                 self.sent += len(piece)
@@ -357,7 +363,9 @@ class Client(Socket):
         if not empty_line:
             assert stream[:9] == b"HTTP/1.1 "[:len(stream)]
             return None, False
-        status = int(STATUS_HEAD.match(head)[1])
+        known = STATUS_HEAD.match(head)
+        assert known, f"no head of a response: {head}"
+        status = int(known[1])
         if status == 100:
             assert wanted and wanted.may_continue and b"Content-Length" not in head
             return len(head) + 4, False
@@ -420,6 +428,7 @@ class World:
         self.retired = None         # likewise
         self.at_once = False        # whether it was told to end at once
         self.all_close = False      # whether each response may be the last
+        self.stale = 0              # how many completions of former connections there have been
         self.left = 0               # how often all listeners have been left
         self.worker.on_left = self.on_left
         self.finish_log, self.worker.finish_log = self.worker.finish_log, self.on_end_of_loop
@@ -479,18 +488,22 @@ class World:
 
     def introduce(self, client):
         """Each has an address of its own. Those from proxies say for whom they speak, as well as they can."""
-        number = len(self.clients)
+        client.source, proxy, speaks_for = self.addresses(len(self.clients))
+        client.who = client.source
         self.clients.append(client)
-        client.source = client.who = b"203.0.%d.%d" % divmod(number, 256)
         if self.trusted is None or self.rnd.random() < 0.4:
             return
-        client.source, speaks_for = b"10.0.%d.%d" % divmod(number, 256), b"198.18.%d.%d" % divmod(number, 256)
+        client.source = proxy
         header, said, good = random_header(self.rnd, speaks_for)
         client.who = speaks_for if said else client.source
         client.begin_with(header)
         self.kernel.counts["PROXY header" if good else "bad PROXY header"] += 1
         if not good:
             client.want_nothing("no good PROXY header")
+
+    def addresses(self, number):
+        """(a client's, a proxy's, the one that it speaks for): nobody else's."""
+        return tuple(b"%b.%d.%d" % (network, *divmod(number, 256)) for network in (b"203.0", b"10.0", b"198.18"))
 
     def last_client(self):
         """One that wants what it will get."""
@@ -734,12 +747,20 @@ class World:
     # what must hold after each batch
 
     def check(self):
+        self.check_state()
+        self.check_closed()
+        self.remember()
+
+    def check_state(self):
         worker, kernel = self.worker, self.kernel
-        unseen = list(kernel.unseen)
+        unseen = self.unseen()
         live = 0
-        armed = self.armed()
+        armed = self.entries = self.armed()
         closing = {entry.fd for entry in armed if entry.opcode == abi.OP_CLOSE}
-        self.armed_users = {tuple(entry.user_data) for entry in armed}
+        self.flying = {tuple(entry.user_data) for entry in armed}
+        self.flying.update(user for user, _, _, flags in unseen if not flags & abi.CQE_MORE)
+        for operation in kernel.operations:
+            self.flying.update((operation.user, *(other.user for other in operation.behind)))
         fresh = {kernel.passed if slot == kernel.passing else result
                  for user, slot, result, _ in unseen if user[0] & ~door.SLOT == door.ACCEPT and result >= 0}
         for connection in worker.connections:
@@ -750,22 +771,20 @@ class World:
             if is_open:
                 self.check_connection(connection, kernel.sockets[slot])
         assert worker.live == live <= len(worker.connections)
-        assert worker.stale == 0
+        assert worker.stale == self.stale
         assert not worker.parked or live - len(worker.parked) >= self.limits.max_connections
         assert len({connection.slot for connection in worker.parked}) == len(worker.parked)
         assert all(connection.state in (PREFACE, IDLE, HANDSHAKE) and not connection.receiving
                    for connection in worker.parked)
         self.check_buffers(unseen)
-        self.check_closed()
-        self.remember()
+
+    def unseen(self):
+        """Completions that no handler has been given."""
+        return [*self.kernel.handing, *self.kernel.unseen]
 
     def in_flight(self, kind, slot):
         """Whether an operation (RECV, SEND, SHUTDOWN) on a slot is armed, in flight, or completed and not yet taken."""
-        user = (kind | slot, self.worker.connections[slot].generation)
-        return (any(user in (operation.user, *(other.user for other in operation.behind))
-                    for operation in self.kernel.operations)
-                or any(other == user and not flags & abi.CQE_MORE for other, _, _, flags in self.kernel.unseen)
-                or user in self.armed_users)
+        return (kind | slot, self.worker.connections[slot].generation) in self.flying
 
     def is_sending(self, connection):
         """Whether a send of a connection is in flight."""
@@ -833,25 +852,28 @@ class World:
         """How a connection has ended, `rest` being of a response that was cut off."""
 
     def remember(self):
+        if self.kernel.overflow:        # nobody knows when they will be seen
+            return
         for client in self.kernel.sockets.values():
             client.seen_before, client.seen = client.seen, client.delivered
 
 
 def random_header(rnd, address):
     """(a PROXY header, whether it says that the client is `address`, whether it is a good one)."""
-    v2 = b"\r\n\r\n\0\r\nQUIT\n"
-    inet = socket.inet_aton(address.decode()) + bytes((192, 0, 2, 1)) + struct.pack(">HH", 1234, 80)
+    v2, family = b"\r\n\r\n\0\r\nQUIT\n", socket.AF_INET6 if b":" in address else socket.AF_INET
+    own, number, kind = (b"::1", b"6", b"\x21") if family == socket.AF_INET6 else (b"192.0.2.1", b"4", b"\x11")
+    inet = b"".join(socket.inet_pton(family, end.decode()) for end in (address, own)) + struct.pack(">HH", 1234, 80)
     return rnd.choice((
-        (b"PROXY TCP4 %b 192.0.2.1 1234 80\r\n" % address, True, True),
+        (b"PROXY TCP%b %b %b 1234 80\r\n" % (number, address, own), True, True),
         (b"PROXY UNKNOWN\r\n", False, True),
         (b"PROXY UNKNOWN \"\\\r\n", False, True),
-        (v2 + b"\x21\x11" + struct.pack(">H", len(inet)) + inet, True, True),
-        (v2 + b"\x21\x11" + struct.pack(">H", len(inet) + 10) + inet + b"\x04\0\7" + bytes(7), True, True),
+        (v2 + b"\x21" + kind + struct.pack(">H", len(inet)) + inet, True, True),
+        (v2 + b"\x21" + kind + struct.pack(">H", len(inet) + 10) + inet + b"\x04\0\7" + bytes(7), True, True),
         (v2 + b"\x20\0\0\0", False, True),
         (b"", False, False),
         (b"PROXY TCP4 300.0.0.1 192.0.2.1 1 2\r\n", False, False),
         (b"PROXY UNKNOWN " + b"x" * 100, False, False),
-        (v2 + b"\x31\x11" + struct.pack(">H", len(inet)) + inet, False, False),
+        (v2 + b"\x31" + kind + struct.pack(">H", len(inet)) + inet, False, False),
     ))
 
 

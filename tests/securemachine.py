@@ -32,6 +32,7 @@ SMALL = {
     sealed: {"PIECE": 6000, "SEND_GRACE": 4, "FREE_BUFFERS": 2, "MEMO_PLAINTEXT": 2500},
     secure: {"ROOM_AT_ONCE": 400},
 }
+HANDSHAKE_FAILURE = b"\2\x28"        # RFC 8446 section 6.2: an alert, fatal
 CONTEXTS = {version: ClientContext(version) for version in ("1.2", "1.3")}
 
 
@@ -260,6 +261,9 @@ class TlsClient(Tls, Client):
         elif self.leaves in ("notify", "notify and eof"):
             self.say_goodbye()
             self.said_goodbye = True
+        elif self.leaves == "alert":
+            self.say_record(HANDSHAKE_FAILURE, tlskeys.ALERT)
+            self.said_goodbye, self.excuse = True, "alert"
 
     def put_some(self):
         """A segment; one bit of what is sent may be wrong."""
@@ -364,8 +368,8 @@ class SecureWorld(World):
 
     # what must hold after each batch, besides
 
-    def check(self):
-        super().check()
+    def check_state(self):
+        super().check_state()
         worker, sessions = self.worker, [connection.tls for connection in self.worker.connections if connection.tls]
         assert self.engine.left() == (0, 0, 0)
         assert sorted(session.ssl.value for session in sessions if session.ssl) == sorted(self.engine.openssl.alive)
@@ -405,8 +409,8 @@ class SecureWorld(World):
         super().decide(client)
 
     def may_differ(self, client, whole):
-        """What has gone out of a piece that was cut off is not known."""
-        return isinstance(client, TlsClient) and not whole
+        """What has gone out of a piece that was cut off is not known: a response perhaps, without what ends TLS."""
+        return isinstance(client, TlsClient) and not (whole and (client.notified or not client.excuse))
 
     def count_sent(self, drained):
         """As plaintext, where all of it has been read."""

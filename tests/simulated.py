@@ -15,6 +15,7 @@ What the real kernel promises is kept, and what it asks of us is asserted:
   * what is written stays as it is until it is written
   * socket options are set, and sends that may not wait are done, while they are submitted
   * once a socket has TLS_TX and TLS_RX, records are really sealed and opened with the keys and numbers that were given
+  * what does not fit into the completion queue is kept, in order, and told of when somebody enters to look for it
 """
 
 import ctypes
@@ -63,6 +64,7 @@ class Socket:
         self.room = 0               # bytes that it would take now
         self.received = bytearray() # by the client
         self.delivered = 0          # bytes received from it
+        self.taken = 0              # bytes on the wire of records that a receive has opened and not told of
         self.shut = False           # our side is
         self.closed = False
         self.excuse = None          # why it may miss a response
@@ -136,12 +138,17 @@ class Kernel:
         self.on_enter = lambda waiting: None
         self.on_wait = self.go_on_all
         self.submits = lambda count: count
+        self.fails = lambda: 0              # the errno with which entering fails, nothing having been done
+        self.sleeps = lambda: True          # whether a polling thread has to be woken
+        self.fails_to_close = lambda: 0     # the errno that closing ends with; the descriptor is free all the same
+        self.ends_when_full = False         # whether a multishot operation ends when the completion queue is full
         self.choose_slot = min
         self.most_completions = 65536       # that the completion queue holds
         self.sockets = {}           # slot -> Socket
         self.listeners = {}         # slot -> Listener
         self.operations = []        # in flight, oldest first
         self.unseen = deque()       # completions posted and not taken: (user, slot, result, flags)
+        self.handing = deque()      # taken, and not yet told to the worker: kept by whoever does that one by one
         self.overflow = deque()
         self.signals = deque()      # their numbers
         self.passing = None         # the Listener's slot through which connections are passed
@@ -152,6 +159,10 @@ class Kernel:
         self.warm = set()           # pages of it that are
         self.assured = {}           # page -> when it was last brought in, or found to be there
         self.lasts = 1e9            # seconds for which that is taken to hold
+        self.damage = None          # the descriptor that can be read when an archive has been written to
+        self.damaged = False        # whether it can
+        self.begun = Counter()      # slot -> sends
+        self.too_late = set()       # (tag, generation) of what had been begun when it was to be cancelled
         self.over = False           # nobody takes completions any more
         self.stuck = ()             # codes of operations that do not go on with all others
         self.holds = lambda: False  # whether a receive takes its time between taking a buffer and completing
@@ -195,9 +206,15 @@ class Kernel:
     def enter(self, fd, to_submit, min_complete, flags, _sigmask):
         assert fd == self.fd
         self.notice_taken()
+        if flags & abi.ENTER_GETEVENTS:
+            self.flush_overflow()
         self.on_enter(bool(min_complete))
+        if error := self.fails():
+            self.counts[f"{errno.errorcode[error]} on entering"] += 1
+            return -error
         tail = self.words[SQ_TAIL]
         if self.polled:
+            self.show(abi.SQ_NEED_WAKEUP, self.sleeps())
             assert to_submit == 0
             if not flags & (abi.ENTER_SQ_WAKEUP | abi.ENTER_SQ_WAIT | abi.ENTER_GETEVENTS):
                 return 0
@@ -238,22 +255,40 @@ class Kernel:
     # completions
 
     def notice_taken(self):
-        """What the caller has taken from the queue makes room for what did not fit in it."""
+        """Whatever has been taken from the queue is seen."""
         head = self.words[CQ_HEAD]
         while self.cq_head != head:
             self.cq_head += 1
             self.unseen.popleft()
-        while self.overflow and self.cq_tail - self.cq_head < self.cq_entries:
+
+    def flush_overflow(self):
+        """What did not fit into the queue goes there as far as there is room now (io_cqring_do_overflow_flush)."""
+        while self.overflow and self.has_room:
             self.put(self.overflow.popleft())
+        self.show(abi.SQ_CQ_OVERFLOW, bool(self.overflow))
+
+    @property
+    def has_room(self):
+        return self.cq_tail - self.cq_head < self.cq_entries
+
+    def show(self, flag, is_set):
+        """Set or clear a flag for the caller to see."""
+        self.words[SQ_FLAGS] = self.words[SQ_FLAGS] & ~flag | flag * is_set
 
     def post(self, user, slot, result, flags=0):
         self.unseen.append((user, slot, result, flags))
         completion = abi.CQE.pack(*user, result, flags)
-        if self.overflow or self.cq_tail - self.cq_head == self.cq_entries:
+        if self.overflow or not self.has_room:
             self.counts["overflow"] += 1
             self.overflow.append(completion)
+            self.show(abi.SQ_CQ_OVERFLOW, True)
         else:
             self.put(completion)
+
+    def goes_on(self, operation, more):
+        """CQE_MORE where a multishot operation is not over with this completion."""
+        full = self.ends_when_full and (self.overflow or not self.has_room)
+        return abi.CQE_MORE if operation.multishot and more and not full else 0
 
     def put(self, completion):
         at = RING_BYTES + 16 * (self.cq_tail & self.cq_entries - 1)
@@ -332,6 +367,11 @@ class Kernel:
         assert not self.in_flight(slot, codes), f"second {operation.code} on slot {slot}"
 
     def begin_poll(self, operation):
+        if operation.slot == self.damage:
+            assert operation.message_flags == abi.POLLIN and not operation.flags
+            assert not self.in_flight(self.damage, (abi.OP_POLL_ADD,))
+            self.operations.append(operation)
+            return
         self.check_alone(operation, SENDS + BEFORE_SENDS)
         assert operation.message_flags == abi.POLLOUT and not operation.length
         self.sockets[operation.slot].sent_at = self.clock.now
@@ -367,6 +407,7 @@ class Kernel:
         assert flags in MAY_WAIT or flags == abi.LAST_WORDS
         assert operation.control is None or socket.tx
         self.check_warm(operation.segments)
+        self.begun[operation.slot] += 1
         socket.sent_at = self.clock.now
         if socket.tx and flags & abi.MSG_WAITALL:
             self.counts["WAITALL refused"] += 1
@@ -425,6 +466,9 @@ class Kernel:
     def begin_close(self, operation):
         assert operation.flags == abi.CQE_SKIP_SUCCESS
         self.close_slot(operation.slot)
+        if error := self.fails_to_close():
+            self.counts[f"{errno.errorcode[error]} on closing"] += 1
+            self.post(operation.user, None, -error)
 
     def begin_read(self, operation):
         if operation.offset == NO_OFFSET:
@@ -483,6 +527,7 @@ class Kernel:
             if other.user == target and not other.cancelled:
                 if other.started_work:
                     self.counts["cancel too late"] += 1
+                    self.too_late.add(target)
                     self.post(operation.user, None, -errno.EALREADY)
                     return
                 other.cancelled = True
@@ -495,7 +540,9 @@ class Kernel:
         assert slot in self.sockets, f"close of free slot {slot}"
         left = [operation.code for operation in self.operations if operation.slot == slot]
         assert not left, f"slot {slot} closed under {left}"
-        assert not [1 for _, other, *_ in self.unseen if other == slot], f"slot {slot} closed before its completions"
+        waiting = [1 for _, other, *_ in (*self.handing, *self.unseen) if other == slot]
+        assert not waiting, f"slot {slot} closed before its completions"
+        self.counts["closed"] += 1
         socket = self.sockets.pop(slot)
         socket.closed = True
         self.closed.append(socket)
@@ -534,7 +581,7 @@ class Kernel:
             self.counts["table full"] += 1
             return self.complete(operation, -errno.ENFILE)
         slot = self.place(listener.queue.popleft(), self.choose_slot(free))
-        return self.complete(operation, slot, abi.CQE_MORE if operation.multishot and more else 0)
+        return self.complete(operation, slot, self.goes_on(operation, more))
 
     def place(self, socket, slot):
         """Give a descriptor to a socket."""
@@ -553,8 +600,7 @@ class Kernel:
         readable = self.readable(socket)
         if readable <= 0:
             return readable < 0 and self.complete(operation, *((0, NONEMPTY) if readable == END else (readable,)))
-        tail = ctypes.c_uint16.from_address(self.buffer_ring + 14).value
-        if self.buffer_head & 0xFFFF == tail:
+        if not self.has_buffer:
             self.counts["no buffers"] += 1
             return self.complete(operation, -errno.ENOBUFS)
         address, length, buffer = self.buffer(self.buffer_head)
@@ -567,10 +613,10 @@ class Kernel:
     def received(self, operation, more):
         (buffer, size), operation.held = operation.held, None
         socket = self.sockets[operation.slot]
-        if not socket.rx:
-            socket.delivered += size
+        socket.delivered += socket.taken if socket.rx else size
+        socket.taken = 0
         flags = abi.CQE_BUFFER | buffer << abi.CQE_BUFFER_SHIFT | (NONEMPTY if socket.incoming else 0)
-        return self.complete(operation, size, flags | (abi.CQE_MORE if operation.multishot and more else 0))
+        return self.complete(operation, size, flags | self.goes_on(operation, more))
 
     def readable(self, socket):
         """1 where there are bytes, 0 where there will be, END where there are no more; or -errno."""
@@ -616,7 +662,7 @@ class Kernel:
             piece, record[0] = record[0][:size - len(found)], record[0][size - len(found):]
             found += piece
             if not record[0]:
-                socket.delivered += socket.records.popleft()[2]
+                socket.taken += socket.records.popleft()[2]
                 self.open_records(socket, 1)
         return found
 
@@ -676,6 +722,10 @@ class Kernel:
             socket.delivered += socket.records.popleft()[2]
         return self.complete(operation, len(piece))
 
+    @property
+    def has_buffer(self):
+        return self.buffer_head & 0xFFFF != ctypes.c_uint16.from_address(self.buffer_ring + 14).value
+
     def buffer(self, position):
         """(address, length, number) of the receive buffer at a position of the ring."""
         return struct.unpack("=QIH", ctypes.string_at(self.buffer_ring + 16 * (position & self.buffers - 1), 14))
@@ -702,6 +752,8 @@ class Kernel:
         return bool(ends) and self.complete(operation, operation.done)
 
     def poll_step(self, operation, _size, _more):
+        if operation.slot == self.damage:
+            return self.damaged and self.complete(operation, abi.POLLIN)
         socket = self.sockets[operation.slot]
         if operation.cancelled:
             return self.complete(operation, -errno.ECANCELED)
@@ -737,6 +789,8 @@ class Kernel:
             self.listeners[operation.slot].shut = True
         else:
             assert operation.total == abi.SHUT_WR
+            if self.sockets[operation.slot].reset:
+                return self.complete(operation, -errno.ENOTCONN)
             self.sockets[operation.slot].shut = True
         return self.complete(operation, 0)
 
@@ -841,12 +895,12 @@ present = Present()
 
 
 def make_ring(kernel, connections, listeners, kind=uring.Ring, passing=False, **options):
-    """A uring.Ring on `kernel`: slots for `connections`, then `listeners` listening ones, then one for signals;
-    `passing`: the last listener is the socket through which connections are passed."""
+    """A uring.Ring on `kernel`: slots for `connections`, then `listeners` listening ones, then one for signals and one
+    for damage; `passing`: the last listener is the socket through which connections are passed."""
     kernel.slots = connections
     kernel.listeners = {connections + i: Listener() for i in range(listeners)}
     kernel.passing = connections + listeners - 1 if passing else None
-    kernel.signal_pipe = connections + listeners
+    kernel.signal_pipe, kernel.damage = connections + listeners, connections + listeners + 1
     present.kernel = kernel
     original = uring.load_calls
     uring.load_calls = lambda use_liburing: kernel

@@ -40,6 +40,8 @@ class Generation:
             else:
                 self.credentials_were = [Identity.of(path) for path in (*arguments.tls_cert, *arguments.tls_key)]
                 self.tls, self.tls_words = open_tls(arguments, prepared)
+                if self.tls and not previous:
+                    log.info("TLS %s", self.tls_words)
                 self.sites = Sites(arguments, previous and previous.sites)
                 for archive in self.sites.opened:
                     for note in archive.notes:
@@ -134,7 +136,6 @@ def prepare_tls(arguments):
         return None
     openssl = OpenSSL()
     ciphers, words = where_to_encrypt(arguments, openssl)
-    log.info("TLS %s", words)
     return openssl, ciphers, words, TicketKeys(time.time()), Callbacks()
 
 

@@ -244,7 +244,7 @@ def test_pages_pass_and_the_log_has_who_asked(front, launch, tars, tmp_path):
     page = urllib.request.urlopen(f"http://{INSTANCES['web1']}:{front.ports['8079']}/metrics", timeout=PATIENCE)
     with page:
         accepted = int(re.search(rb"^tarweb_connections_accepted_total (\d+)$", page.read(), re.M)[1])
-    assert accepted <= 2 * len(clients)
+    assert accepted <= 10 * len(clients)        # of 20 requests each; one that is idle for long HAProxy lets go
     hurry(server)
     logged = collections.Counter(line.split()[0] for line in (tmp_path / "log").read_text().splitlines())
     assert logged == dict.fromkeys(clients, 20)

@@ -109,7 +109,7 @@ class IdleConnections:
             return None
         self.found = heapq.nsmallest(self.BATCH, (
             (until, connection.slot, connection.generation)
-            for connection in self.connections if (until := safe_until(connection)) <= moment))
+            for connection in self.connections if (until := safe_until(connection)) <= moment or is_idle(connection)))
         self.found.reverse()
         if not self.found:
             self.none_at = now
@@ -117,15 +117,21 @@ class IdleConnections:
         return self.connections[self.found[-1][1]]
 
 
+def is_idle(connection):
+    """Whether a connection was answered, and asks for nothing: it can be ended at any time."""
+    return connection.state is IDLE and connection.plan is not None
+
+
 def safe_until(connection):
-    """When a connection that waits for nothing but its client may be ended in favour of another, in seconds: one that
-    was answered at once, one that owes a request, or a part of one, a little later; one that does not read, late."""
+    """When it is a connection's turn to be ended in favour of another, in seconds: a little after it began to owe a
+    request, or a part of one; late, where it does not read. For one that was answered, at the end of the second in
+    which it was: whoever is in use goes behind those that have said nothing for as long."""
     state = connection.state
     if state is FREE or state is CLOSING:
         return math.inf
     began = max(connection.since, connection.opened)    # new connections, which can be many, are in order
-    if state is IDLE and connection.plan is not None:
-        return began
+    if is_idle(connection):
+        return began + 1
     return began + (SEND_GRACE if state is RESPONSE or state is INTERIM else OWING)
 
 

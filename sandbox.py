@@ -2,8 +2,8 @@
 
 A worker gives up, in this order:
   * its user, where it was started by root, and all capabilities, those that it could get back by exec included;
-  * by way of its ring, all operations but those that serving needs (`Ring.restrict` in uring.py);
   * the file system, TCP, and signals to others (Landlock, landlock(7));
+  * by way of its ring, all operations but those that serving needs (`Ring.restrict` in uring.py);
   * all system calls but those of the loop (seccomp(2)): any other one ends the process.
 Each forbidden thing is then attempted, and a worker for which one works does not serve. The filter is put on twice for
 that: first with an errno of its own as the answer to everything else, then with death.
@@ -165,16 +165,18 @@ class Sandbox:
         SandboxError."""
         if self.off:
             return
-        folders = {os.path.dirname(os.path.abspath(name)) for path in written if path
-                   for name in (path, os.path.realpath(path)) if os.path.isdir(os.path.dirname(os.path.abspath(name)))}
-        kept = {CAP_SETUID, CAP_SETGID, CAP_SETPCAP, CAP_KILL, CAP_DAC_OVERRIDE if folders else CAP_DAC_READ_SEARCH}
-        keep_capabilities(kept & permitted() if self.user else {CAP_SETPCAP} & permitted())
+        folders = {os.path.dirname(name) for path in written if path
+                   for name in (os.path.abspath(path), os.path.realpath(path))}
+        folders = set(filter(os.path.isdir, folders))
+        kept = {CAP_SETPCAP, CAP_DAC_OVERRIDE if folders else CAP_DAC_READ_SEARCH}
+        if self.user:
+            kept |= {CAP_SETUID, CAP_SETGID, CAP_KILL}
+        keep_capabilities(kept & permitted())
         keep_to_ourselves()
         if self.landlock:
             scopes = SCOPE_SIGNAL | (0 if self.abstract else SCOPE_ABSTRACT)
             writing = WRITE_FILE | READ_FILE | READ_DIR | MAKE_REG | REMOVE_FILE
-            restrict_files(self.landlock, scopes,
-                           {"/": READ_FILE | READ_DIR} | dict.fromkeys(folders, writing))
+            restrict_files(self.landlock, scopes, {"/": READ_FILE | READ_DIR} | dict.fromkeys(folders, writing))
         if self.filters:
             put_filter(assemble(dict.fromkeys(DENIED, ALWAYS), REFUSE | errno.EPERM, ALLOW))
             for words, attempt in AGAINST_PARENTS_FILTER.items():
@@ -200,7 +202,6 @@ class Sandbox:
         keep_capabilities(set())
         keep_to_ourselves()
         abi.die_with_parent(signal.SIGTERM, parent)         # forgotten where a user changes, prctl(2)
-
         if self.user:
             expect(NOT_PERMITTED, "become root", lambda: os.setuid(0))
         if directory is not None:

@@ -355,6 +355,7 @@ def test_root_if_one_insists(start, site):
     server = start(site, "--user", "root")
     for pid in server.workers:
         assert status(pid)["Uid"].split()[0] == "0" and set(capabilities(pid).values()) == {0}
+    assert capabilities(server.pid)["CapPrm"] == 1 << sandbox.CAP_SETPCAP | 1 << sandbox.CAP_DAC_READ_SEARCH
     assert "workers as root" in announced(server)
 
 

@@ -7,6 +7,7 @@ scripts, styles, images and fonts, its scripts being symbolic links into the Jav
 precompressed siblings of their own. Where packages cannot be had, the standard library's source tree stands in.
 """
 
+import fcntl
 import gzip
 import os
 import shutil
@@ -86,10 +87,17 @@ def compress(path):
 
 
 def build():
-    """Make the tar unless it is there; return its path. Interrupted work is begun again."""
-    if TAR.exists():
-        return TAR
+    """Make the tar unless it is there, or somebody else is doing that; return its path."""
     CACHE.mkdir(exist_ok=True)
+    with (CACHE / "docs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not TAR.exists():
+            make()
+    return TAR
+
+
+def make():
+    """Interrupted work is begun again."""
     for leftover in (TREE, CACHE / "unpacked"):
         shutil.rmtree(leftover, ignore_errors=True)
     if not unpack_packages(TREE):
@@ -100,7 +108,6 @@ def build():
     part = TAR.with_suffix(".part")
     subprocess.run(["tar", "-C", TREE, "-cf", part, "."], check=True)
     part.rename(TAR)
-    return TAR
 
 
 def served_files():

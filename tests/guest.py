@@ -11,6 +11,7 @@ over the serial console.
 Uncompressed, because the guest's processor is simulated and unpacks more slowly than qemu copies.
 """
 
+import fcntl
 import hashlib
 import json
 import lzma
@@ -128,7 +129,9 @@ class Packages:
             f'Dir::State "{state}"; Dir::State::status "{state}/status"; Dir::Cache "{state}";\n'
             f'Dir::Etc::sourcelist "{state}/sources.list"; Dir::Etc::sourceparts "-"; Acquire::Languages "none";\n')
         self.environment = os.environ | {"APT_CONFIG": str(state / "apt.conf")}
-        self.run("apt-get", "-q", "update")
+        with (state / "update.lock").open("w") as lock:         # tests run side by side
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.run("apt-get", "-q", "update")
 
     def run(self, *command, **options):
         return run(*command, env=self.environment, **options)

@@ -537,6 +537,7 @@ def idle_drain(server):
     late = server.tls()
     hello = late.hello()
     late.sock.sendall(hello[:50])
+    same(idle[0].ask("one.bin"), (200, b"1"))           # so the other one has been accepted by now
     server.process.send_signal(signal.SIGTERM)
     for client in idle:
         with client:

@@ -392,7 +392,8 @@ class SecureWorld(World):
             assert connection.receiving or connection.sending, "deaf in the handshake"
             assert not connection.receiving or not session or not session.established or session.wanted
         if session is None:
-            assert state in (PREFACE, HANDSHAKE) or not isinstance(client, TlsClient) or client.decided is not None
+            assert (state in (PREFACE, HANDSHAKE) or not isinstance(client, TlsClient) or client.decided is not None
+                    or client.oddity == "damage" and not client.damage_at)      # taken for plain HTTP, and told so
             return
         assert session.in_kernel == bool(client.tx and client.rx) or state is HANDSHAKE or connection.sending
         if session.in_kernel:

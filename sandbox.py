@@ -41,6 +41,7 @@ SECCOMP_MODE_FILTER = 2
 
 # <linux/capability.h>
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP = 1, 2, 5, 6, 7, 8
+CHANGING_USER = {CAP_SETUID, CAP_SETGID, CAP_KILL}          # the last to tell the others something still
 CAPABILITIES = range(64)
 CAPABILITY_VERSION_3 = 0x20080522
 
@@ -170,7 +171,7 @@ class Sandbox:
         folders = set(filter(os.path.isdir, folders))
         kept = {CAP_SETPCAP, CAP_DAC_OVERRIDE if folders else CAP_DAC_READ_SEARCH}
         if self.user:
-            kept |= {CAP_SETUID, CAP_SETGID, CAP_KILL}
+            kept |= CHANGING_USER
         keep_capabilities(kept & permitted())
         keep_to_ourselves()
         if self.landlock:
@@ -328,8 +329,8 @@ def find_user(name):
 
 def why_not_become(user):
     """Why root cannot become `user` here, or ""."""
-    if not {CAP_SETUID, CAP_SETGID} <= permitted():
-        return "root lacks CAP_SETUID and CAP_SETGID here"
+    if CHANGING_USER - permitted():
+        return "root lacks CAP_SETUID, CAP_SETGID or CAP_KILL here"
     if not is_mapped(user[0], "/proc/self/uid_map") or not is_mapped(user[1], "/proc/self/gid_map"):
         return f"this user namespace has no {user[2]}"
     return ""

@@ -380,10 +380,11 @@ def test_what_cannot_be(site, flags, said, somebody):
 
 
 @as_root
-def test_where_root_may_not_become_another_it_stays_without_capabilities(start, site):
-    drop = "--bounding-set=-setuid,-setgid"
-    server = start(site, python=(shutil.which("setpriv"), drop, PYTHON))
-    assert "workers as root" in announced(server)
+@pytest.mark.parametrize("lacking", ["-setuid,-setgid", "-kill"])
+def test_where_root_may_not_become_another_it_stays_without_capabilities(start, site, lacking):
+    server = start(site, python=(shutil.which("setpriv"), f"--bounding-set={lacking}", PYTHON))
+    words = announced(server)
+    assert "workers as root" in words and "without another user (root lacks" in words
     assert {value for pid in server.workers for value in capabilities(pid).values()} == {0}
 
 

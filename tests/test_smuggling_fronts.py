@@ -102,7 +102,8 @@ class HAProxy:
     """HAProxy with the shipped file, but for TLS and PROXY headers, with which clients share no connections."""
 
     CHANGE = (("send-proxy-v2 ", ""), ("http-reuse safe", "http-reuse always"),
-              ("log /dev/log", "log stdout len 65535 format raw"),
+              # One thread: of two that tell of something at once, one does not.
+              ("log /dev/log", "nbthread 1\n    log stdout len 65535 format raw"),
               ("server web2 10.0.0.12:8080", ""), ("server web3 10.0.0.13:8080", ""),
               ("option httplog", 'log-format "sent %s %ST %ts %{+Q}r"\n    no option dontlognull'))
 
@@ -200,6 +201,10 @@ def attacked(name, folder, pair, run):
         stack.enter_context(front.before(server))
         attack = Attack(front.address)
         run(attack, front)
+        with Client(front.address) as client:       # a front end tells of a request only after it was answered
+            client.send(request("/n/000.txt?last"))
+            assert client.response().status == 200
+        wait_until(lambda: any("?last" in line for _, line in front.sent()))
         connections = front.connections()
     logged = [(line["status"], line["target"]) for line in map(json.loads, log.read_text().splitlines())]
     return Seen(attack.wrong, front.sent(), logged, connections)

@@ -1,7 +1,8 @@
 """Who comes in: connections accepted on listeners or passed by another process, and what they have to show first.
 
 A connection's slot is its descriptor. As long as there is room, accepting is a multishot operation; when the table is
-nearly full it is done one by one, and when it is full the longest idle connection makes room, or the new one waits.
+nearly full it is done one by one, and when it is full who has waited longest for its client makes room (state.py), or
+the new one waits.
 
 Tags: the operation in bits 24-31, the descriptor in bits 0-23. A receive's tag is its slot alone.
 """
@@ -74,7 +75,7 @@ class Door:
     def watch_listeners(self):
         """Accept as far as there is room: multishot while there is plenty, one by one near the end of it.
 
-        When the table is full, one more is still taken if an idle connection can make room for it.
+        When the table is full, one more is still taken if another connection can make room for it.
         """
         if self.stop_at is not None:
             return
@@ -239,7 +240,7 @@ class Door:
     # room
 
     def reclaim(self):
-        """End the longest idle connection; tell whether there was one."""
+        """End the connection whose turn it is; tell whether there was one."""
         connection = self.idle.longest(self.now, time.monotonic())
         if connection:
             self.counts.reclaimed += 1

@@ -132,7 +132,8 @@ def parse_arguments(argv, version):
     add("--threads", metavar="N", type=threads, default=1,
         help="worker processes, each with a ring; auto: one for each CPU (default: 1)")
     add("--max-connections", metavar="N", type=number(1, 1 << 20),
-        help="connections at a time, for each worker; beyond it idle ones are closed, or new ones wait (default: 4096)")
+        help="connections at a time, for each worker; beyond it idle and silent ones are closed, or new ones wait "
+             "(default: 4096)")
     add("--max-per-ip", metavar="N", type=number(1, 1 << 20),
         help="connections at a time from one address (of IPv6: one /64), for each worker; those beyond are closed at "
              "once. Behind a proxy it takes --proxy-from (default: as many as there is room for)")

@@ -153,7 +153,7 @@ def test_a_trickle_of_bytes_does_not_move_the_deadline(start_tls, site):
                 break
             client.send(hello[i:i + 1])
         assert i < 400, "twenty seconds of single bytes, and still no end"
-        assert client.at_end()
+        assert client.rest() == b""  # or a reset: one more byte may meet the close, and nothing is owed
 
 
 def test_half_handshakes_do_not_keep_others_out(start_tls, site):

@@ -21,7 +21,7 @@ SHOWS = {
     "5.10": ("5.10", ("refused",)),
 }
 TOOLS = ("TLS",)                        # the machines that need other programs than Python
-pytestmark = pytest.mark.timeout(900)   # the first time, packages are downloaded
+pytestmark = pytest.mark.timeout(1200)  # the first time, packages are downloaded
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def serve(machine, prepared, files):
     if isinstance(prepared, guest.Unavailable):
         raise prepared
     result = guest.boot(prepared, guest.TESTS / "guest_serve.py", *SHOWS[machine][1], files=files,
-                        later=guest.TLS_MODULES[prepared.arch], timeout=400)
+                        later=guest.TLS_MODULES[prepared.arch], timeout=800)
     assert result.status == 0, result.output
     return json.loads(result.output.splitlines()[-1])
 

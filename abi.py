@@ -341,6 +341,19 @@ def peer_address(fd):
     return socket.inet_ntop(family, raw[8:24]).encode()
 
 
+TCP_INFO_HEAD = ctypes.create_string_buffer(128)        # <linux/tcp.h> struct tcp_info, up to tcpi_bytes_acked
+TCP_INFO_SIZE = ctypes.c_uint32()
+
+
+def bytes_acknowledged(fd):
+    """How many bytes the client of TCP connection `fd` has acknowledged, of all that were sent; None where it is none
+    (tcp(7), TCP_INFO)."""
+    TCP_INFO_SIZE.value = len(TCP_INFO_HEAD)
+    if libc.getsockopt(fd, socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_HEAD, ctypes.byref(TCP_INFO_SIZE)):
+        return None
+    return int.from_bytes(TCP_INFO_HEAD.raw[120:], sys.byteorder)
+
+
 def die_with_parent(number, parent):
     """Have the kernel send us signal `number` when the parent process ends (prctl(2)); if it has already, end."""
     libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)

@@ -18,7 +18,7 @@ import abi
 import proxy
 from abi import CQE_MORE, SEND_FLAGS
 from passfd import Envelope
-from state import ACCEPTED, FREE, PREFACED, Addresses, Connection, IdleConnections, Site
+from state import ACCEPTED, FREE, PREFACED, Addresses, Connection, Eviction, Site
 
 log = logging.getLogger("tarweb")
 
@@ -64,7 +64,7 @@ class Door:
         self.addresses = Addresses(limits.max_per_ip) if limits.max_per_ip else None
         self.curious = bool(access_log or self.trusted or self.addresses)   # whether to ask who the peer is
         self.now = int(time.monotonic())
-        self.idle = IdleConnections(self.connections)
+        self.eviction = Eviction(self.connections, abi.bytes_acknowledged)
         self.leave_by = 0               # tick after which listeners are left even while somebody waits at them
         self.on_left = lambda: None     # called once the last listener has been left
         self.stopping = False           # whether told to stop, not only to retire
@@ -81,7 +81,7 @@ class Door:
             return
         room = self.limits.max_connections - self.live
         want = ("multishot" if room > RESERVE else
-                "single" if room > 0 or room == 0 and self.idle.longest(self.now, time.monotonic()) else None)
+                "single" if room > 0 or room == 0 and self.eviction.victim(self.now, time.monotonic()) else None)
         for slot, armed in self.listeners.items():
             if armed is None and want:
                 self.arm_listener(slot, want)
@@ -241,7 +241,7 @@ class Door:
 
     def reclaim(self):
         """End the connection whose turn it is; tell whether there was one."""
-        connection = self.idle.longest(self.now, time.monotonic())
+        connection = self.eviction.victim(self.now, time.monotonic())
         if connection:
             self.counts.reclaimed += 1
             self.end(connection)

@@ -68,6 +68,7 @@ LOOP: dict[str, Conditions] = {
     "rt_sigreturn": ALWAYS, "rt_sigprocmask": ALWAYS, "restart_syscall": ALWAYS,
     "clock_gettime": ALWAYS, "gettimeofday": ALWAYS,        # where the clock cannot be read without
     "getpid": ALWAYS,                           # logging, OpenSSL
+    "getsockopt": (((1, ALL_BITS, socket.IPPROTO_TCP), (2, ALL_BITS, socket.TCP_INFO)),),   # whether a client reads
     "exit": ALWAYS, "exit_group": ALWAYS,
 }
 CURIOUS: dict[str, Conditions] = {"getpeername": ALWAYS}

@@ -5,7 +5,9 @@ import math
 import socket
 
 SEND_GRACE = 10             # seconds that any send may take, whatever the rate floor says
-OWING = 0.25                # seconds that a connection which owes a request is safe, where all are taken
+# Where all connections are taken, these are safe:
+OWING = 0.25                # one that owes a request, for so many seconds
+STALL, PACE = 1, 16 * 1024  # one that is sent to, for so many seconds since it has taken so many bytes
 
 # Events
 PREFACED, ACCEPTED, UNSECURED, SECURED, BYTES, REQUEST, BODY_AHEAD, CONTINUE, SENT, LAST, END, ENDED = (
@@ -48,7 +50,7 @@ class Connection:
     __slots__ = ("slot", "generation", "state", "since", "opened", "plan", "sent", "pending", "scanned", "attention",
                  "receiving", "sending", "shutting", "at_end", "unread", "request", "body",
                  "site", "tls", "attached", "reads", "sends", "message_flags", "listener", "peer", "who", "head",
-                 "counted")
+                 "counted", "taken", "taken_at")
 
     def __init__(self, slot):
         self.slot = slot
@@ -78,43 +80,70 @@ class Connection:
         self.who = b""              # the same as it stands in the access log
         self.head = b""             # the request head that the access log is to tell of
         self.counted = b""          # as whose connection it is counted
+        self.taken = 0              # bytes that the client had acknowledged when that was last asked, and seen to grow
+        self.taken_at = 0.0         # when that was, in seconds
 
     def forget(self):
         """Drop what a former connection left, before the slot's next one."""
         self.plan = self.request = self.body = self.site = self.tls = None
         self.pending = self.head = b""
-        self.sent = self.scanned = 0
+        self.sent = self.scanned = self.taken = 0
         self.attention = self.at_end = self.unread = False
 
 
-class IdleConnections:
-    """Finds, among `connections`, the one that is first to make room for another."""
+class Eviction:
+    """Finds, among `connections`, the one that is first to make room for another.
+
+    acknowledged: called with a slot, gives how many bytes its client has taken altogether, or None where nobody knows.
+    """
 
     BATCH = 64                  # found in one pass over the table
 
-    def __init__(self, connections):
-        self.connections = connections
-        self.found = []                     # (safe_until, slot, generation) of the first ones, in falling order
+    def __init__(self, connections, acknowledged):
+        self.connections, self.acknowledged = connections, acknowledged
+        self.found = []                     # (rank, safe_until, slot, generation) of the first ones, in falling order
         self.none_at = -1                   # tick of the last pass that found none: one a tick is enough
 
-    def longest(self, now, moment):
-        """The connection that has waited longest, or None. `now`: the tick; `moment`: the time, in seconds."""
+    def victim(self, now, moment):
+        """The connection whose turn it is, or None. `now`: the tick; `moment`: the time, in seconds."""
         while self.found:
-            until, slot, generation = self.found[-1]
+            _, until, slot, generation = self.found[-1]
             connection = self.connections[slot]
             if connection.generation == generation and safe_until(connection) == until:
                 return connection
             self.found.pop()
         if self.none_at == now:
             return None
-        self.found = heapq.nsmallest(self.BATCH, (
-            (until, connection.slot, connection.generation)
-            for connection in self.connections if (until := safe_until(connection)) <= moment or is_idle(connection)))
+        self.found = heapq.nsmallest(self.BATCH, self.candidates(moment))
         self.found.reverse()
         if not self.found:
             self.none_at = now
             return None
-        return self.connections[self.found[-1][1]]
+        return self.connections[self.found[-1][2]]
+
+    def candidates(self, moment):
+        """First those whose client owes a request or has been answered; then those whose client does not read, who
+        would lose something; then those in use, answered within the second."""
+        for connection in self.connections:
+            until = safe_until(connection)
+            if until > moment:
+                rank = 2 if is_idle(connection) else None
+            elif is_sending(connection):
+                rank = None if self.takes(connection, moment) else 1
+            else:
+                rank = 0
+            if rank is not None:
+                yield rank, until, connection.slot, connection.generation
+
+    def takes(self, connection, moment):
+        """Whether the client has taken PACE bytes since it was last seen to; where nobody knows, it has some time."""
+        taken = self.acknowledged(connection.slot)
+        if taken is None:
+            return moment < began(connection) + SEND_GRACE
+        if taken < connection.taken + PACE:
+            return False
+        connection.taken, connection.taken_at = taken, moment
+        return True
 
 
 def is_idle(connection):
@@ -122,17 +151,24 @@ def is_idle(connection):
     return connection.state is IDLE and connection.plan is not None
 
 
+def is_sending(connection):
+    return connection.state is RESPONSE or connection.state is INTERIM
+
+
+def began(connection):
+    """When the present wait began, in seconds; those of new connections, which can be many, are in order."""
+    return max(connection.since, connection.opened)
+
+
 def safe_until(connection):
-    """When it is a connection's turn to be ended in favour of another, in seconds: a little after it began to owe a
-    request, or a part of one; late, where it does not read. For one that was answered, at the end of the second in
-    which it was: whoever is in use goes behind those that have said nothing for as long."""
-    state = connection.state
-    if state is FREE or state is CLOSING:
+    """When it can be a connection's turn to be ended in favour of another, in seconds: a little after it began to owe a
+    request, or a part of one, or ceased to read. For one that was answered, at the end of the second in which it was:
+    whoever is in use goes behind those that have said nothing for as long."""
+    if connection.state is FREE or connection.state is CLOSING:
         return math.inf
-    began = max(connection.since, connection.opened)    # new connections, which can be many, are in order
-    if is_idle(connection):
-        return began + 1
-    return began + (SEND_GRACE if state is RESPONSE or state is INTERIM else OWING)
+    if is_sending(connection):
+        return max(began(connection), connection.taken_at) + STALL
+    return began(connection) + (1 if is_idle(connection) else OWING)
 
 
 class Addresses:

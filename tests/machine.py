@@ -47,7 +47,7 @@ SMALL = {
     archive_module: {"WHOLE_CHECK": 500},
     accesslog: {"LARGEST_WRITE": 2000, "PIPE_BUF": 300, "ENOUGH": 12},
     http1: {"MAX_HEAD": 900, "MAX_LINE": 400, "MAX_BODY": 600},
-    state: {"SEND_GRACE": 4},
+    state: {"SEND_GRACE": 4, "STALL": 4, "PACE": 500},
 }
 
 CONTENT = random.Random(5).randbytes(21_000)
@@ -78,13 +78,14 @@ class Clock:
 
 def make_small(monkeypatch, *more):
     """Set limits to the values of SMALL, and of `more` like it; gives a Clock."""
+    clock = make_clock(monkeypatch)
     for module, values in (item for limits in (SMALL, *more) for item in limits.items()):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
     # bytes hash differently in each process; a schedule has to be the same again
     monkeypatch.setattr(plan_module, "hash", zlib.crc32, raising=False)
     monkeypatch.setattr(logging.getLogger("tarweb"), "disabled", True)
-    return make_clock(monkeypatch)
+    return clock
 
 
 def make_clock(monkeypatch):
@@ -92,7 +93,9 @@ def make_clock(monkeypatch):
     clock = Clock()
     for module in (door, life, secure, accesslog):
         monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(state, "STALL", 10)     # so that a client is busy by not reading
     monkeypatch.setattr(abi, "peer_address", present.peer_address)
+    monkeypatch.setattr(abi, "bytes_acknowledged", present.bytes_acknowledged)
     monkeypatch.setattr(passfd, "is_stream", present.is_stream)
     monkeypatch.setattr(passfd, "os", SimpleNamespace(close=present.close))
     monkeypatch.setattr(door, "select", SimpleNamespace(poll=present.poll, POLLIN=1))

@@ -862,6 +862,10 @@ class Present:
     def peer_address(self, slot):
         return self.kernel.sockets[slot].source
 
+    def bytes_acknowledged(self, slot):
+        socket = self.kernel.sockets[slot]
+        return len(socket.received) if socket.source else None
+
     def is_stream(self, slot):
         return self.kernel.sockets[slot].is_stream
 

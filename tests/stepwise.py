@@ -46,7 +46,7 @@ class Stepwise:
         self.before = [FREE] * len(worker.connections)
         self.take, worker.ring.completions = worker.ring.completions, self.hand_out
         self.turn_away, worker.turn_away = worker.turn_away, self.on_crowd
-        self.longest, worker.idle.longest = worker.idle.longest, self.find_longest
+        self.victim, worker.eviction.victim = worker.eviction.victim, self.find_victim
         self.reclaim, worker.reclaim = worker.reclaim, self.on_reclaim
         self.reclaiming = False
 
@@ -244,9 +244,9 @@ class Stepwise:
         finally:
             self.reclaiming = False
 
-    def find_longest(self, *now):
+    def find_victim(self, *now):
         """Who makes room has been answered, or owes something, or does not take what it is given."""
-        connection = self.longest(*now)
+        connection = self.victim(*now)
         if self.reclaiming and connection is not None and connection.state is not IDLE:
             assert connection.state not in (FREE, CLOSING) and connection not in self.worker.parked
             client = self.kernel.sockets[connection.slot]

@@ -20,6 +20,8 @@ sys.path.insert(0, str(ROOT / "bench"))
 import attack_clients
 from attack_clients import ATTACKS, HUGE, SIZES, SMALL, SOURCES, STATES, get
 
+from state import STALL
+
 PLACES = 40
 STATUS = "--status", "127.0.0.1:0"
 NO_HURRY = "--header-timeout", "60", "--keepalive-timeout", "60"
@@ -254,15 +256,32 @@ def test_p12_a_table_full_of_handshakes_makes_room(start_tls, target):
 
 
 def test_p10_p12_who_does_not_read(start, target):
-    """Cut off after ten seconds that are granted to all: by the rate, or, where that is low, to make room for others.
+    """Cut off for newcomers; where there are none, after ten seconds that are granted to all, by the rate.
 
-    Both at a time, since both take so long.
+    Both at a time, since the latter takes so long; which is the proof that the former was not that.
     """
     strict = start(target, *NO_HURRY, *STATUS, "--min-rate", "10000000")
     lenient = start(target, *NO_HURRY, "--min-rate", "1", "--max-connections", str(PLACES))
     port = status_port(strict)
     with (table_of(lambda: strict.connect(rcvbuf=attack_clients.WINDOW), get(HUGE) * 2, count=8),
           table_of(lambda: lenient.connect(rcvbuf=attack_clients.WINDOW), get(HUGE))):
-        assert is_served(lenient)
+        for _ in range(3):
+            assert is_served(lenient)
+        assert metric(port, "connections_timed_out_total") == 0
         wait_until(lambda: metric(port, "connections_timed_out_total") == 8)
         assert is_served(strict)
+
+
+def test_p12_who_reads_is_not_cut_off_for_newcomers(start, target):
+    """Slower than a piece in the time that it would be granted; those around it do not read, and go one by one."""
+    server = start(target, *NO_HURRY, "--min-rate", "1", "--max-connections", str(PLACES))
+    with (table_of(lambda: server.connect(rcvbuf=attack_clients.WINDOW), get(HUGE), count=PLACES - 1),
+          server.connect(rcvbuf=65_536) as reader):
+        reader.send(get(HUGE))
+        begin, read = time.monotonic(), b""
+        while time.monotonic() - begin < 3 * STALL:
+            read += reader.sock.recv(30_000)
+            time.sleep(0.1)  # the slowness that is tested: 300 kB/s at the most
+            assert is_served(server)
+        reader.pending = read
+        assert reader.response().body == FILES[HUGE[1:]]

@@ -14,6 +14,7 @@ import passfd
 import plan
 import reply
 import sealed
+import state
 
 sys.path.insert(0, str(ROOT / "bench"))
 
@@ -51,6 +52,7 @@ def test_limits_are_those_of_the_code():
     kib, mib = 1 << 10, 1 << 20
     for said in (f"| {http1.MAX_LINE // kib} KiB, {http1.MAX_HEAD // kib} KiB |", f"| {http1.MAX_BODY // kib} KiB |",
                  f"pieces of {plan.PIECE // kib} KiB, after {conn.SEND_GRACE} s of grace",
+                 f"counts after {state.OWING} s", f"taken {state.PACE // kib} KiB of a response within {state.STALL} s",
                  f"| {conn.MAX_PENDING // kib} KiB for each connection |",
                  f"| {passfd.UNSENT // kib} KiB in the kernel",
                  f"| {reply.MAX_RANGES} asked, {reply.MAX_PARTS} sent |",

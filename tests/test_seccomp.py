@@ -87,6 +87,14 @@ def test_conditions(machine, name, arguments, allowed):
     assert found == (ALLOW if allowed else KILL)
 
 
+@pytest.mark.parametrize("machine", ARCHITECTURES)
+def test_what_the_loop_may_ask_of_a_socket(machine):
+    """Whether its client reads, and nothing else."""
+    program, number = assemble(sandbox.LOOP, ALLOW, KILL, machine), NUMBERS["getsockopt"][column(machine)]
+    for level, option, answer in ((6, 11, ALLOW), (6, 12, KILL), (1, 11, KILL)):
+        assert run(program, number, ARCHITECTURES[machine], 3, level, option) == answer
+
+
 def test_one_of_several_sets_of_conditions_is_enough():
     either = (((0, 0xFFFFFFFF, 1), (1, 0xF, 2)), ((0, 0xFFFFFFFF, 5),))
     program = assemble({"write": either}, ALLOW, KILL, "x86_64")

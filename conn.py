@@ -158,9 +158,15 @@ class Worker(Life):
             self.on_preface(connection, data)
             return
         if state is IDLE:
-            self.move(connection, BYTES)
-            connection.pending = data
-            self.advance(connection)
+            request = http1.known_request(data)
+            if request is not None:
+                self.counts.memo_misses += 1
+                connection.head = data
+                self.reply_to(connection, request)
+            else:
+                self.move(connection, BYTES)
+                connection.pending = data
+                self.advance(connection)
         elif state is HEAD or state is BODY:
             connection.pending += data
             self.advance(connection)
@@ -225,18 +231,24 @@ class Worker(Life):
             return
         head, connection.pending, connection.scanned = pending[:end], pending[end:], 0
         connection.head = head
-        site = connection.site
-        plan = site.planner.by_request.get(head)
-        self.counts.memo_hits += plan is not None
-        if plan is None:
-            self.counts.memo_misses += 1
-            request = http1.parse_head(head)
-            if request.has_body:
-                self.begin_body(connection, request)
-                return
-            plan = site.planner.plan(site.reply(request))
-            if not (plan.lazy and self.library.cold(plan.piece(0))):    # known requests are sent without a look
-                site.planner.remember(head, plan)
+        plan = connection.site.planner.by_request.get(head)
+        if plan is not None:
+            self.counts.memo_hits += 1
+            self.send(connection, plan)
+            return
+        self.counts.memo_misses += 1
+        request = http1.parse_head(head)
+        if request.has_body:
+            self.begin_body(connection, request)
+        else:
+            self.reply_to(connection, request)
+
+    def reply_to(self, connection, request):
+        """Send what a request without a body gets, whose bytes are `head`."""
+        planner = connection.site.planner
+        plan = planner.plan(connection.site.reply(request))
+        if not (plan.lazy and self.library.cold(plan.piece(0))):    # known requests are sent without a look
+            planner.remember(connection.head, plan)
         self.send(connection, plan)
 
     def begin_body(self, connection, request):

@@ -8,7 +8,7 @@ that nothing in front of this server can disagree with it about where a request 
 import calendar
 import re
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 MAX_HEAD = 16 * 1024       # bytes of request line and header fields: browsers with many cookies send about 8 KiB
@@ -17,6 +17,7 @@ MAX_BODY = 64 * 1024       # bytes of body read past before the answer; a longer
 MAX_CHUNK_LINE = 1024      # bytes of chunk-size line or trailer field
 MEMO_BLOCK = 2 * 1024      # a header block longer than this is not worth remembering
 MEMO_BLOCKS = 1024         # header blocks remembered: with the above, 2 MiB at most
+MEMO_VALUES = 64           # field values remembered, where few are in use: 1 MiB at most
 
 SERVED = (b"GET", b"HEAD", b"OPTIONS")
 KNOWN = frozenset((*SERVED, b"POST", b"PUT", b"DELETE", b"PATCH", b"TRACE", b"CONNECT"))
@@ -61,14 +62,16 @@ class Request(NamedTuple):
     fields: Fields
 
 
+new_request = partial(tuple.__new__, Request)       # of a tuple, for two thirds of what a call of Request takes
+
 # Possessive quantifiers (++, *+) keep matching linear; on single characters only, for on groups that hold alternatives
 # they match what they should not before Python 3.11.5.
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 REQUEST_LINE = re.compile(                                                                        # RFC 9112 section 3
     rb"(%b) ([!-\"$->@-~]++)(\?[!-\"$-~]*+)? HTTP/([0-9])\.([0-9])\r\n" % TOKEN)
+PLAIN_LINE = re.compile(rb"(%b) (/[!-\"$&->@-~]*+)(\?[!-\"$-~]*+)? HTTP/1\.1\r\n" % TOKEN)          # without escapes
 FIELD_LINE = re.compile(rb"%b:[\t -~\x80-\xff]*+" % TOKEN)                                        # RFC 9112 section 5
 FIELD_BLOCK = re.compile(rb"(?:%b\r\n)*\r\n" % FIELD_LINE.pattern)
-FIELD = re.compile(rb"([^:\r\n]++):([^\r\n]*+)\r\n")
 NOT_CRLF = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0")                                               # RFC 9112 section 2.2
 HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
 ABSOLUTE = re.compile(rb"https?://([^/]*)(.*)", re.IGNORECASE)                                    # RFC 9112 section 3.2
@@ -103,6 +106,23 @@ def find_head(buffer, scanned):
     return -1
 
 
+def known_request(data):
+    """The Request, where `data` is one head in whole, of the plain sort, and its header block is remembered; else None.
+
+    What find_head and parse_head say of it, for less: a block that was parsed once says where it ends.
+    """
+    line = PLAIN_LINE.match(data)
+    if line is None or line.end() > MAX_LINE:
+        return None
+    fields = BLOCKS.get(data[line.end():])
+    if fields is None or fields.host is None or fields.content_length or fields.transfer_encoding is not None:
+        return None
+    method, path, query = line.groups(b"")
+    if b"/." in path:
+        return None
+    return new_request((method, path, query, b"close" if fields.close else b"", False, fields))
+
+
 def parse_head(head):
     """The Request that `head` (bytes up to and with the empty line) asks. Raises HttpError."""
     line = REQUEST_LINE.match(head)
@@ -111,8 +131,7 @@ def parse_head(head):
     method, path, query, major, minor = line.groups()
     if major != b"1":
         raise HttpError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
-    block = head[line.end():]
-    fields = remembered_fields(block) if len(block) <= MEMO_BLOCK else parse_fields(block)
+    fields = remembered_fields(head[line.end():])
     if minor == b"0":
         connection = b"keep-alive" if fields.keep_alive and not fields.close else b"close"
         fields = fields._replace(expect=None)       # RFC 9110 section 10.1.1: not for HTTP/1.0
@@ -187,6 +206,7 @@ def remove_dot_segments(path):
 WANTED = {name: i for i, name in enumerate((
     b"host", b"connection", b"transfer-encoding", b"content-length", b"expect", b"accept-encoding",
     b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range"))}
+WANTED_LINE = re.compile(rb"\n(%b):([^\r]*+)" % b"|".join(WANTED))      # in lower case, of a block without other CRs
 
 
 def parse_fields(block):
@@ -194,11 +214,9 @@ def parse_fields(block):
     if not FIELD_BLOCK.fullmatch(block):
         raise HttpError(400, "malformed header field")
     found: list = [None] * len(WANTED)
-    for name, value in FIELD.findall(block):
-        i = WANTED.get(name.lower())
-        if i is None:
-            continue
-        value = value.strip(b"\t ")
+    for line in WANTED_LINE.finditer(b"\n" + block.lower()):    # others, which can be many, are not even looked at
+        name, (start, end) = line[1], line.span(2)
+        i, value = WANTED[name], block[start - 1:end - 1].strip(b"\t ")
         if found[i] is not None:
             if i in (WANTED[b"host"], WANTED[b"content-length"]):
                 raise HttpError(400, f"{name.decode()} is given twice")
@@ -209,12 +227,30 @@ def parse_fields(block):
         raise HttpError(400, "malformed Host")
     if coding is not None and length is not None:
         raise HttpError(400, "both Transfer-Encoding and Content-Length")
-    options = frozenset(option.strip(b"\t ").lower() for option in (connection or b"").split(b","))
+    options = connection_options(connection or b"")
     return Fields(host, b"close" in options, b"keep-alive" in options, coding, parse_length(length), expect,
                   acceptable_codings(accept), any(value is not None for value in conditions), *conditions)
 
 
-remembered_fields = lru_cache(MEMO_BLOCKS)(parse_fields)
+@lru_cache(MEMO_VALUES)
+def connection_options(value):
+    """The connection options that a Connection field value names, in lower case (RFC 9110 section 7.6.1)."""
+    return frozenset(option.strip(b"\t ").lower() for option in value.split(b","))
+
+
+BLOCKS: dict[bytes, Fields] = {}
+
+
+def remembered_fields(block):
+    """What parse_fields gives, remembered where the block is short."""
+    fields = BLOCKS.get(block)
+    if fields is None:
+        fields = parse_fields(block)
+        if len(block) <= MEMO_BLOCK:
+            if len(BLOCKS) == MEMO_BLOCKS:
+                BLOCKS.clear()
+            BLOCKS[block] = fields
+    return fields
 
 
 def parse_length(value):
@@ -233,6 +269,7 @@ ACCEPTED = re.compile(rb"[\t ]*(%b)[\t ]*(?:;[\t ]*[qQ]=(0(?:\.[0-9]{0,3})?|1(?:
 IDENTITY = frozenset({""})
 
 
+@lru_cache(MEMO_VALUES)
 def acceptable_codings(value):
     """The codings among "", br, zstd and gzip that an Accept-Encoding field value accepts ("" is identity).
 

@@ -5,6 +5,7 @@ Replies are values: equal requests give equal replies, so whoever sends them may
 
 import re
 import secrets
+from functools import partial
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -43,6 +44,9 @@ class Whole(NamedTuple):
         return 200
 
 
+new_whole = partial(tuple.__new__, Whole)       # as new_request in http1.py
+
+
 def connection_field(connection):
     return b"Connection: %b\r\n" % connection if connection else b""
 
@@ -70,7 +74,7 @@ class Responder:
             return self.error(406, "no content coding of this file is acceptable", connection, method, vary_field(vary))
         if fields.conditional:
             return self.conditional(request, chosen, vary)
-        return Whole(chosen, vary, connection, method == b"HEAD")
+        return new_whole((chosen, vary, connection, method == b"HEAD"))
 
     def other_method(self, request):
         """OPTIONS (RFC 9110 section 9.3.7), and the methods that a file cannot do."""

@@ -88,11 +88,11 @@ def test_the_corpus_shows_a_fault(case, monkeypatch):
     name, where, attribute, fault = FAULTS[case]
     try:
         monkeypatch.setattr(where, attribute, fault)
-        http1.remembered_fields.cache_clear()
+        http1.BLOCKS.clear()
         with pytest.raises(Exception):      # noqa: B017, PT011  # whatever the fault leads to
             look_at_all(name)
     finally:
-        http1.remembered_fields.cache_clear()
+        http1.BLOCKS.clear()
         tls_targets.engine.cache_clear()
 
 

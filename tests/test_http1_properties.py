@@ -285,6 +285,23 @@ def test_where_the_cuts_fall_makes_no_difference(raw, places):
     assert pieced == tarweb_body(whole[0].fields, raw[whole[1]:])
 
 
+@examples(1000)
+@given(mutated(), st.sampled_from([b"", VALID[0], b"\r\n", b"x"]))
+def test_what_is_known_is_what_is_read(raw, behind):
+    """The short way says nothing, or the same; and it is one head, with nothing behind it."""
+    whole = tarweb_head(raw)
+    known = http1.known_request(raw + behind)
+    assert known is None or (known, len(raw)) == whole and not behind
+
+
+def test_what_is_known_is_plain():
+    http1.BLOCKS.clear()
+    for raw in VALID:
+        assert http1.known_request(raw) is None, "nothing of it was read yet"
+        whole, known = tarweb_head(raw), http1.known_request(raw)
+        assert (known, len(raw)) == whole if raw == VALID[0] else known is None
+
+
 # --- chunked bodies
 
 TOKENS = st.text("abcXYZ019!#$%&'*+-.^_`|~", min_size=1, max_size=8).map(str.encode)

@@ -109,7 +109,8 @@ class Eviction:
         while self.found:
             _, until, slot, generation = self.found[-1]
             connection = self.connections[slot]
-            if connection.generation == generation and safe_until(connection) == until:
+            if connection.generation == generation and safe_until(connection) == until and not (
+                    is_sending(connection) and self.takes(connection, moment)):         # it may read again since
                 return connection
             self.found.pop()
         if self.none_at == now:

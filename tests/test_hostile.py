@@ -20,8 +20,6 @@ sys.path.insert(0, str(ROOT / "bench"))
 import attack_clients
 from attack_clients import ATTACKS, HUGE, SIZES, SMALL, SOURCES, STATES, get
 
-from state import STALL
-
 PLACES = 40
 STATUS = "--status", "127.0.0.1:0"
 NO_HURRY = "--header-timeout", "60", "--keepalive-timeout", "60"
@@ -273,15 +271,18 @@ def test_p10_p12_who_does_not_read(start, target):
 
 
 def test_p12_who_reads_is_not_cut_off_for_newcomers(start, target):
-    """Slower than a piece in the time that it would be granted; those around it do not read, and go one by one."""
+    """Slower than a piece in the time that it would be granted. Those around it do not read, nor do the newcomers, and
+    for each of these one of those goes."""
     server = start(target, *NO_HURRY, "--min-rate", "1", "--max-connections", str(PLACES))
     with (table_of(lambda: server.connect(rcvbuf=attack_clients.WINDOW), get(HUGE), count=PLACES - 1),
-          server.connect(rcvbuf=65_536) as reader):
+          server.connect(rcvbuf=65_536) as reader, contextlib.ExitStack() as stack):
         reader.send(get(HUGE))
-        begin, read = time.monotonic(), b""
-        while time.monotonic() - begin < 3 * STALL:
+        read = b""
+        for _ in range(PLACES - 5):
+            newcomer = stack.enter_context(server.connect(rcvbuf=attack_clients.WINDOW))
+            newcomer.send(get(HUGE))
+            assert newcomer.sock.recv(100).startswith(b"HTTP/1.1 200 ")
             read += reader.sock.recv(30_000)
             time.sleep(0.1)  # the slowness that is tested: 300 kB/s at the most
-            assert is_served(server)
         reader.pending = read
         assert reader.response().body == FILES[HUGE[1:]]

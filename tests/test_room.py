@@ -45,6 +45,17 @@ def test_p12_who_reads_is_safe():
     assert eviction.victim(130, 130 + STALL + 0.5).slot == 0, "it has not taken as much for longer than a second"
 
 
+def test_p12_who_reads_again_is_safe_again():
+    """Though it was found, in the same pass as another, while it did not read."""
+    taken = [0, 0]
+    connections = table((RESPONSE, True, 50, 100), (RESPONSE, True, 50, 101))
+    eviction = Eviction(connections, taken.__getitem__)
+    assert eviction.victim(110, 110).slot == 0
+    connections[0].state = CLOSING
+    taken[1] = PACE
+    assert eviction.victim(111, 111) is None
+
+
 def test_p12_what_need_not_be_known_is_not_asked():
     """Of those whose send is new, and of those that are not sent to."""
     rows = (RESPONSE, True, 50, 100), (HEAD, False, 50, 99)

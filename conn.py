@@ -244,7 +244,7 @@ class Worker(Life):
             self.reply_to(connection, request)
 
     def reply_to(self, connection, request):
-        """Send what a request without a body gets, whose bytes are `head`."""
+        """Send what a request without a body gets, and remember it: its bytes are the connection's `head`."""
         planner = connection.site.planner
         plan = planner.plan(connection.site.reply(request))
         if not (plan.lazy and self.library.cold(plan.piece(0))):    # known requests are sent without a look

@@ -247,7 +247,7 @@ def remembered_fields(block):
     if fields is None:
         fields = parse_fields(block)
         if len(block) <= MEMO_BLOCK:
-            if len(BLOCKS) == MEMO_BLOCKS:
+            if len(BLOCKS) == MEMO_BLOCKS:      # what is in use is back at once
                 BLOCKS.clear()
             BLOCKS[block] = fields
     return fields

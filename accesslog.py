@@ -12,7 +12,7 @@ import re
 import stat
 import time
 
-from abi import address_of
+from linux import address_of
 
 log = logging.getLogger("tarweb")
 

@@ -1,7 +1,6 @@
 """The index of a tar: which path stands for which of its bytes. Made once, at start-up; find() is then a dict lookup.
 
-    members.py    reads the tar's headers
-    tree.py       holds what each name is once the last member is read, and follows the links between names
+    tar.py        reads the tar's headers, holds what each name is, and follows the links between names
     contents()    hashes what is served (entity tags) and looks whether text is UTF-8
     resources()   puts it together: media types, precompressed variants, directories
 """
@@ -19,10 +18,9 @@ from functools import partial
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
-from mediatype import media_type
-from members import CHUNK, chunks, members, open_file, read
-from members import ArchiveError as ArchiveError  # for whoever opens an archive
-from tree import Stored, Tree, normal_prefix
+from media import media_type
+from tar import CHUNK, Stored, Tree, chunks, members, normal_prefix, open_file, read
+from tar import ArchiveError as ArchiveError  # for whoever opens an archive
 
 BATCH_FILES = 256           # small files hashed by one task
 

@@ -16,7 +16,7 @@ Facts about slots
 import errno
 import logging
 import http1
-from abi import (
+from linux import (
     CQE_BUFFER, CQE_BUFFER_SHIFT, CQE_MORE, CQE_SKIP_SUCCESS, LINK, MADV_POPULATE_READ, MSG_WAITALL, OP_SENDMSG,
     POLLOUT, SHUT_WR, SQE,
 )

@@ -14,10 +14,10 @@ import select
 import time
 from collections.abc import Callable
 
-import abi
+import linux
 import proxy
-from abi import CQE_MORE, SEND_FLAGS
-from passfd import Envelope
+from linux import CQE_MORE, SEND_FLAGS
+from proxy import Envelope
 from state import ACCEPTED, FREE, PREFACED, Addresses, Connection, Eviction, Site
 
 log = logging.getLogger("tarweb")
@@ -64,7 +64,7 @@ class Door:
         self.addresses = Addresses(limits.max_per_ip) if limits.max_per_ip else None
         self.curious = bool(access_log or self.trusted or self.addresses)   # whether to ask who the peer is
         self.now = int(time.monotonic())
-        self.eviction = Eviction(self.connections, abi.bytes_acknowledged)
+        self.eviction = Eviction(self.connections, linux.bytes_acknowledged)
         self.leave_by = 0               # tick after which listeners are left even while somebody waits at them
         self.on_left = lambda: None     # called once the last listener has been left
         self.stopping = False           # whether told to stop, not only to retire
@@ -171,7 +171,7 @@ class Door:
         connection.pending = data
         connection.reads, connection.sends, connection.message_flags = RECV, SEND, SEND_FLAGS
         if self.curious:
-            self.identify(connection, abi.peer_address(connection.slot))
+            self.identify(connection, linux.peer_address(connection.slot))
         if self.trusted is not None and self.trusted.hold(connection.peer):
             connection.listener = listener
             self.move(connection, PREFACED)

@@ -8,7 +8,7 @@ import os
 import stat
 import time
 
-import abi
+import linux
 from credentials import Callbacks, Credentials, TicketKeys
 from ktls import KernelTlsError, probe
 from openssl import TLS1_2, TLS1_3, OpenSSL
@@ -53,10 +53,10 @@ class Generation:
         self.loaded = [archive.identity for _, archive in self.sites.newest()] + self.credentials_were
         self.seen = self.tried = self.loaded
         self.spoilt = False                 # whether an archive has been written to in place
-        self.inotify = abi.open_inotify()
+        self.inotify = linux.open_inotify()
         for _, archive in self.sites.newest():
             if not archive.copied:
-                abi.report_writes(self.inotify, archive.fd)
+                linux.report_writes(self.inotify, archive.fd)
 
     @property
     def scheme(self):

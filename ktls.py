@@ -21,7 +21,7 @@ import platform
 import socket
 import struct
 
-import abi
+import linux
 from openssl import TLS1_2, TLS1_3, wipe
 from uring import Ring, RingError
 
@@ -60,7 +60,7 @@ class KeySchedule:
     def __init__(self, openssl):
         self.openssl = openssl
         self.scratch = bytearray(512)
-        self.at = abi.address_of(self.scratch)
+        self.at = linux.address_of(self.scratch)
 
     def wipe(self):
         wipe(self.scratch)
@@ -77,7 +77,7 @@ class KeySchedule:
     def expand_label(self, digest, secret, label, length, out):
         """HKDF-Expand-Label without context (RFC 8446 section 7.1): the first `length` of the bytes at `out`."""
         expansion = struct.pack(">HB", length, 6 + len(label)) + b"tls13 " + label + b"\0\1"
-        self.hmac(digest, secret, HASH_SIZE[digest], abi.address_of(expansion), len(expansion), out)
+        self.hmac(digest, secret, HASH_SIZE[digest], linux.address_of(expansion), len(expansion), out)
 
     def tls12(self, send_info, receive_info, suite, master, randoms, sequences):
         """Both directions, from the master secret at address `master` (RFC 5246 section 6.3).
@@ -97,7 +97,7 @@ class KeySchedule:
         """P_hash(master secret, seed) to BLOCK (RFC 5246 section 5): 96 bytes, where 88 are the most that is wanted."""
         size = HASH_SIZE[digest]
         a = self.at + self.ITERATION
-        self.hmac(digest, master, 48, abi.address_of(seed), len(seed), a)
+        self.hmac(digest, master, 48, linux.address_of(seed), len(seed), a)
         ctypes.memmove(a + size, seed, len(seed))
         for i in range(96 // size):
             self.hmac(digest, master, 48, a, size + len(seed), self.at + self.BLOCK + i * size)
@@ -139,13 +139,14 @@ WARNING = b"\1"
 class ControlMessage:
     """Memory for a msghdr, its iovec, one control message with the type of a record, and the record."""
 
-    IOV, CMSG, DATA = abi.MSGHDR.size, abi.MSGHDR.size + abi.IOVEC.size, abi.MSGHDR.size + abi.IOVEC.size + CMSG.size
+    IOV = linux.MSGHDR.size
+    CMSG, DATA = IOV + linux.IOVEC.size, IOV + linux.IOVEC.size + CMSG.size
 
     def __init__(self, size):
         self.memory = bytearray(self.DATA + size)
-        self.address = abi.address_of(self.memory)
-        abi.MSGHDR.pack_into(self.memory, 0, 0, 0, self.address + self.IOV, 1, self.address + self.CMSG, CMSG.size, 0)
-        abi.IOVEC.pack_into(self.memory, self.IOV, self.address + self.DATA, size)
+        self.address = linux.address_of(self.memory)
+        linux.MSGHDR.pack_into(self.memory, 0, 0, 0, self.address + self.IOV, 1, self.address + self.CMSG, CMSG.size, 0)
+        linux.IOVEC.pack_into(self.memory, self.IOV, self.address + self.DATA, size)
 
     @classmethod
     def close_notify(cls):
@@ -190,8 +191,8 @@ def try_cipher(ring, cipher):
         taken = stack.enter_context(listener.accept()[0])
         info = bytearray(INFO_SIZE)
         INFO.pack_into(info, 0, TLS1_3, cipher)
-        keys = abi.address_of(info), info_size(cipher)
-        for option, value in ((ATTACH, (abi.address_of(ULP), len(ULP))), (SEND_KEYS, keys), (RECEIVE_KEYS, keys)):
+        keys = linux.address_of(info), info_size(cipher)
+        for option, value in ((ATTACH, (linux.address_of(ULP), len(ULP))), (SEND_KEYS, keys), (RECEIVE_KEYS, keys)):
             ring.arm_setsockopt(0, 0, taken.fileno(), option, value)
             while not (completions := list(ring.wait())):
                 pass                            # a signal came first

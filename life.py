@@ -5,7 +5,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from abi import POLLIN
+from linux import POLLIN
 from door import Door
 from state import BODY, CLOSING, FREE, HANDSHAKE, HEAD, IDLE, INTERIM, LINGER, PREFACE, RESPONSE, Site
 

@@ -12,7 +12,7 @@ import mmap
 import sys
 from http import HTTPStatus
 
-import abi
+import linux
 from http1 import format_date
 from reply import Whole
 
@@ -42,7 +42,7 @@ class StatusHeads:
     def __init__(self, server, now, more=b""):
         self.memory = mmap.mmap(-1, STATUS_SLOT * len(HTTPStatus))
         self.words = memoryview(self.memory).cast("Q")
-        self.base = abi.address_of(self.memory)
+        self.base = linux.address_of(self.memory)
         self.server, self.more = server, more
         self.heads = {}             # status -> (address, length)
         self.date_places = []       # offsets in `memory`
@@ -89,8 +89,8 @@ class Plan:
         self.room = LAZY_PIECE if lazy else PIECE
         spans = [span for span in (reply.head, *reply.body) if isinstance(span, bytes) or span[1]]
         own = b"".join(span for span in spans if isinstance(span, bytes))
-        self.memory = bytearray(abi.message_size(len(spans) + 1) + len(own))
-        self.address = abi.address_of(self.memory)
+        self.memory = bytearray(linux.message_size(len(spans) + 1) + len(own))
+        self.address = linux.address_of(self.memory)
         at = self.address + len(self.memory) - len(own)
         self.memory[-len(own):] = own
         segments = [status_head]                # (address, length) of all there is to send
@@ -103,7 +103,7 @@ class Plan:
         self.total = sum(length for _, length in segments)
         self.content = self.total - status_head[1] - len(reply.head)        # bytes behind the header
         self.segments = segments if self.total > self.room else None
-        abi.write_message(self.memory, self.address, first_piece(segments, self.room))
+        linux.write_message(self.memory, self.address, first_piece(segments, self.room))
         self.close = reply.close
         self.plaintext = self.dated = None      # all of it in one piece, and of when, where it is encrypted by OpenSSL
         # What the first send returns when nothing more is to be done: then the connection waits for a request.
@@ -111,7 +111,7 @@ class Plan:
 
     def spans(self):
         """All there is to send, as (address, length)."""
-        return self.segments or abi.read_message(self.memory)
+        return self.segments or linux.read_message(self.memory)
 
     def piece(self, sent):
         """The segments of what is sent next, after `sent` bytes."""

@@ -1,10 +1,23 @@
-"""The PROXY protocol, versions 1 and 2, as a receiver: who the client of the proxy in front of us is. No I/O.
+"""What those in front of us say: PROXY headers, and connections that another process passes.
 
-Sections are those of HAProxy's proxy-protocol.txt.
+PROXY protocol, versions 1 and 2, as a receiver: who the client of the proxy in front of us is. Sections are those of
+HAProxy's proxy-protocol.txt.
+
+Passed connections: a datagram for each, with its descriptor and what was read from it already. The wire is that of the
+Rust tarweb: a unix datagram socket (unix(7)), SCM_RIGHTS with exactly one descriptor, of a connected stream socket; the
+datagram's bytes are those that its sender has read from it, perhaps none.
 """
 
+import contextlib
+import errno
 import ipaddress
+import os
 import re
+import socket
+import struct
+
+import linux
+from linux import TCP_OPTIONS
 
 V1, SIGNATURE = b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"
 MAX_LINE = 107                  # section 2.1: the longest line of version 1, CRLF included
@@ -185,3 +198,62 @@ def network(text):
 def without_mapping(address):
     """The address of IPv4 that one of IPv6 stands for (RFC 4291 section 2.5.5.2), or itself."""
     return getattr(address, "ipv4_mapped", None) or address
+
+
+# --- connections passed by another process
+
+LARGEST = 32 * 1024         # bytes that may have been read: more than a request head or a ClientHello takes
+# <sys/socket.h> struct cmsghdr (len, level, type), then one descriptor. Not CMSG_SPACE, in which there is room for two.
+CMSG = struct.Struct("=Qiii")
+assert CMSG.size == socket.CMSG_LEN(4)
+
+
+class Envelope:
+    """Memory for a msghdr, its iovec, one control message with a descriptor, and the bytes read."""
+
+    IOV = linux.MSGHDR.size
+    CONTROL = IOV + linux.IOVEC.size
+    DATA = CONTROL + socket.CMSG_SPACE(4)
+    flags = linux.MSG_CMSG_CLOEXEC
+
+    def __init__(self):
+        self.memory = bytearray(self.DATA + LARGEST)
+        self.address = linux.address_of(self.memory)
+        self.prepare()
+
+    def prepare(self):
+        """Make it ready for the next message: the kernel writes lengths and flags into it."""
+        at = self.address
+        linux.MSGHDR.pack_into(self.memory, 0, 0, 0, at + self.IOV, 1, at + self.CONTROL, CMSG.size, 0)
+        linux.IOVEC.pack_into(self.memory, self.IOV, at + self.DATA, LARGEST)
+
+    def open(self, size):
+        """(descriptor, bytes) of the message of `size` bytes that has come; (-errno.ECONNABORTED, b"") for one that is
+        not as it should be, and whatever was in it is closed."""
+        _, _, _, _, _, control_size, flags = linux.MSGHDR.unpack_from(self.memory)
+        data = bytes(self.memory[self.DATA:self.DATA + size])
+        _, level, kind, fd = CMSG.unpack_from(self.memory, self.CONTROL)
+        passed = control_size >= CMSG.size and (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        self.prepare()
+        if passed and not flags & (linux.MSG_TRUNC | linux.MSG_CTRUNC) and is_stream(fd):
+            return fd, data
+        if passed:
+            os.close(fd)
+        return -errno.ECONNABORTED, b""
+
+
+def is_stream(fd):
+    """Whether `fd` is a stream socket; it is made ready for the ring, as an accepted one would be."""
+    with contextlib.suppress(OSError):
+        passed = socket.socket(fileno=fd)
+        try:
+            if passed.type != socket.SOCK_STREAM:
+                return False
+            os.set_blocking(fd, True)           # or the ring would not wait for it
+            if passed.family in (socket.AF_INET, socket.AF_INET6):
+                for option, value in TCP_OPTIONS:
+                    passed.setsockopt(socket.IPPROTO_TCP, option, value)
+            return True
+        finally:
+            passed.detach()
+    return False

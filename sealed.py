@@ -14,8 +14,8 @@ import logging
 import mmap
 import os
 
-import abi
-from abi import CQE_MORE
+import linux
+from linux import CQE_MORE
 from conn import SEND_GRACE, Worker
 from state import CLOSING, IDLE, REQUEST, RESPONSE, SENT
 from tls import LARGEST_PLAINTEXT, MOST_OUTPUT, RECORD_HEADER, TlsError
@@ -41,8 +41,8 @@ class Buffer:
     def __init__(self, size, free):
         self.size, self.free = size, free
         self.memory = mmap.mmap(-1, size)
-        self.address = abi.address_of(self.memory)
-        self.pointer = abi.pointer(self.address)
+        self.address = linux.address_of(self.memory)
+        self.pointer = linux.pointer(self.address)
 
 
 class SealedWorker(Worker):
@@ -55,7 +55,7 @@ class SealedWorker(Worker):
         self.read_ssl, self.write_ssl = engine.openssl.SSL_read, engine.openssl.SSL_write
         self.known, self.heads = self.site.planner.by_request.get, self.site.planner.status_heads
         ring = self.ring
-        self.received = [abi.pointer(ring.pool_address + i * ring.buffer_size) for i in range(ring.buffer_mask + 1)]
+        self.received = [linux.pointer(ring.pool_address + i * ring.buffer_size) for i in range(ring.buffer_mask + 1)]
         self.small_buffers, self.large_buffers = [], []         # those that are free
         self.gathered, self.gathered_size = [], 0               # plans whose plaintext is kept, and its bytes
 
@@ -162,7 +162,7 @@ class SealedWorker(Worker):
                 self.ring.arm_pread(LOAD | connection.slot, connection.generation, archive.fd,
                                     buffer.address + filled, size, address - archive.address + skip)
                 return
-            abi.copy(buffer.address + filled, address + skip, size)
+            linux.copy(buffer.address + filled, address + skip, size)
             filled, skip = filled + size, 0
         self.seal(connection, session, buffer, buffer.pointer, filled)
 
@@ -237,22 +237,22 @@ class SealedWorker(Worker):
             return None
         _, pointer, head, length = plan.plaintext
         if plan.dated is not self.heads.date:
-            abi.copy(pointer, head, length)
+            linux.copy(pointer, head, length)
             plan.dated = self.heads.date
         return pointer
 
     def gather(self, plan):
         """Put all of a small plan into one piece; tell whether it was all there."""
         memory, at = bytearray(plan.total), 0
-        address = abi.address_of(memory)
+        address = linux.address_of(memory)
         for source, length in plan.spans():
             archive = self.library.file_at(source)
             if archive is None:
-                abi.copy(address + at, source, length)
+                linux.copy(address + at, source, length)
             elif not read_exactly(archive.fd, memoryview(memory)[at:at + length], source - archive.address):
                 return False
             at += length
-        plan.plaintext = memory, abi.pointer(address), *plan.spans()[0]
+        plan.plaintext = memory, linux.pointer(address), *plan.spans()[0]
         self.keep(plan)
         return True
 

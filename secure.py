@@ -17,9 +17,9 @@ import errno
 import logging
 import time
 
-import abi
+import linux
 import ktls
-from abi import CQE_BUFFER_SHIFT, CQE_SKIP_SUCCESS, LAST_WORDS, LINK, MSG_NOSIGNAL, SEND_FLAGS
+from linux import CQE_BUFFER_SHIFT, CQE_SKIP_SUCCESS, LAST_WORDS, LINK, MSG_NOSIGNAL, SEND_FLAGS
 from conn import PASSING
 from door import CANCEL, RECV, SEND
 from http1 import HttpError
@@ -45,7 +45,7 @@ class SecureWorker(SealedWorker):
         super().__init__(**more)
         self.plain, self.plain_site = plain, plain_site
         self.sites.append(plain_site)
-        self.ulp = abi.address_of(ULP), len(ULP)
+        self.ulp = linux.address_of(ULP), len(ULP)
         self.close_notify = ControlMessage.close_notify()
         self.last_words: collections.deque = collections.deque()    # (the ring's tail behind it, what is to be sent)
 
@@ -163,7 +163,7 @@ class SecureWorker(SealedWorker):
         session.flight, session.output = session.output, b""
         connection.sending, connection.sends = True, FLIGHT
         self.ring.arm_send(FLIGHT | connection.slot, connection.generation, connection.slot,
-                           abi.address_of(session.flight), len(session.flight), SEND_FLAGS, flags)
+                           linux.address_of(session.flight), len(session.flight), SEND_FLAGS, flags)
 
     def hand_over(self, connection, session):
         """Give the kernel the keys: the facts above say how the parts of this depend on each other."""
@@ -172,7 +172,7 @@ class SecureWorker(SealedWorker):
         connection.sending, connection.sends = True, KEYS
         if session.output:
             self.arm_flight(connection, session, LINK | CQE_SKIP_SUCCESS)
-        at = abi.address_of(session.keys)
+        at = linux.address_of(session.keys)
         for option, address, flags in ((ktls.SEND_KEYS, at, LINK | CQE_SKIP_SUCCESS),
                                        (ktls.RECEIVE_KEYS, at + INFO_SIZE, 0)):
             self.ring.arm_setsockopt(KEYS | connection.slot, connection.generation, connection.slot, option,
@@ -338,7 +338,7 @@ class SecureWorker(SealedWorker):
             return True
         session.flight = words = self.engine.end(session)
         if words:
-            ring.arm_send(tag, generation, connection.slot, abi.address_of(words), len(words), message_flags, flags)
+            ring.arm_send(tag, generation, connection.slot, linux.address_of(words), len(words), message_flags, flags)
             self.keep_until_taken(words)
         return bool(words)
 

@@ -6,9 +6,9 @@ import re
 from functools import partial
 from typing import NamedTuple
 
-from abi import hide, map_file, map_huge, populate, unmap_file
+from linux import hide, map_file, map_huge, populate, unmap_file
 from archive import Layers, Library, open_archive
-from members import ArchiveError
+from tar import ArchiveError
 from reply import Responder
 
 PORT = re.compile(rb":[0-9]*$")

@@ -19,7 +19,7 @@ import signal
 import time
 from typing import Any
 
-from abi import die_with_parent
+from linux import die_with_parent
 from life import AT_ONCE, LOOK
 
 log = logging.getLogger("tarweb")

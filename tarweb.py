@@ -17,13 +17,12 @@ from counters import Board
 from credentials import CredentialsError
 from generation import Generation, prepare_tls
 from ktls import KernelTlsError
-from listeners import Listeners, url
-from members import ArchiveError
+from listeners import Listeners, Notifier, url
+from tar import ArchiveError
 from openssl import OpenSSLError
 from options import LEVELS, UsageError, parse_arguments
 from sandbox import Sandbox, SandboxError
 from supervisor import STATUS, Supervisor
-from systemd import Notifier
 from uring import Ring, RingError
 
 __version__ = "0.1.0"

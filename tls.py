@@ -16,7 +16,7 @@ Facts about the two BIOs
 import ctypes
 import mmap
 
-import abi
+import linux
 from ktls import INFO_SIZE, SUITES, KeySchedule, info_size
 from openssl import BIO_CTRL_RESET, ERROR_WANT_READ, ERROR_ZERO_RETURN, TLS1_3, wipe
 
@@ -97,9 +97,9 @@ class Engine:
         self.openssl, self.credentials, self.kernel_ciphers = openssl, credentials, kernel_ciphers
         self.incoming, self.outgoing = (ctypes.c_void_p(openssl.BIO_new(openssl.BIO_s_mem())) for _ in range(2))
         self.plain = mmap.mmap(-1, LARGEST_PLAINTEXT)
-        self.plain_at = ctypes.c_void_p(abi.address_of(self.plain))
+        self.plain_at = ctypes.c_void_p(linux.address_of(self.plain))
         self.drained = mmap.mmap(-1, DRAIN_SIZE)
-        self.drained_at = ctypes.c_void_p(abi.address_of(self.drained))
+        self.drained_at = ctypes.c_void_p(linux.address_of(self.drained))
         self.schedule = KeySchedule(openssl)
         self.handshaking: Session | None = None     # whose secrets are being told
         credentials.on_secret, credentials.callbacks.current = self.on_secret, credentials
@@ -182,15 +182,15 @@ class Engine:
         label = ctypes.string_at(line, len(CLIENT_SECRET))
         place = {CLIENT_SECRET: 0, SERVER_SECRET: SECRET}.get(label)
         if place is not None and self.handshaking and self.handshaking.secrets:
-            self.openssl.OPENSSL_hexstr2buf_ex(abi.address_of(self.handshaking.secrets) + place, SECRET, None,
+            self.openssl.OPENSSL_hexstr2buf_ex(linux.address_of(self.handshaking.secrets) + place, SECRET, None,
                                                line + len(label) + HEX_RANDOM, b"\0")
 
     def derive_keys(self, session):
         """Fill `session.keys`: what TLS_TX takes, and INFO_SIZE behind it what TLS_RX does; gives their size."""
         openssl, suite = self.openssl, self.suite(session)
         session.keys = bytearray(2 * INFO_SIZE)
-        send, receive = abi.address_of(session.keys), abi.address_of(session.keys) + INFO_SIZE
-        secrets = abi.address_of(session.secrets)
+        send, receive = linux.address_of(session.keys), linux.address_of(session.keys) + INFO_SIZE
+        secrets = linux.address_of(session.secrets)
         if session.modern:
             self.schedule.tls13(send, suite, secrets + SECRET, session.sequences[0])
             self.schedule.tls13(receive, suite, secrets, session.sequences[1])
@@ -253,7 +253,7 @@ class Engine:
             return openssl.BIO_read(self.outgoing, target, room)
         first, session.output = session.output, b""
         ctypes.memmove(target, first, len(first))
-        return len(first) + openssl.BIO_read(self.outgoing, abi.pointer(target.value + len(first)), room - len(first))
+        return len(first) + openssl.BIO_read(self.outgoing, linux.pointer(target.value + len(first)), room - len(first))
 
     def end(self, session):
         """The ciphertext of close_notify, or of the alert that tells what was wrong; b"" where neither can be said."""
@@ -267,7 +267,7 @@ class Engine:
     def end_behind(self, session, target):
         """The same, put to address `target`, behind what else is sent; gives how many bytes that makes."""
         words, session.output = self.end(session), b""
-        abi.copy(target, words, len(words))
+        linux.copy(target, words, len(words))
         return len(words)
 
     # the BIOs

@@ -9,7 +9,7 @@ import signal
 import time
 from functools import partial
 
-from abi import (
+from linux import (
     OP_ACCEPT, OP_ASYNC_CANCEL, OP_CLOSE, OP_MADVISE, OP_POLL_ADD, OP_READ, OP_RECV, OP_RECVMSG, OP_SEND, OP_SENDMSG,
     OP_SHUTDOWN, OP_TIMEOUT, OP_URING_CMD, OP_WRITE, lock_program, open_inotify, report_writes,
 )

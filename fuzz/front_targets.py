@@ -8,7 +8,7 @@ import struct
 
 import test_proxy
 
-import passfd as passing
+import proxy as passing
 from proxy import MAX_BLOCK, MAX_LINE, SIGNATURE, ProxyError, checksum, take_header
 
 WORDS = (b"PROXY ", b"TCP4 ", b"TCP6 ", b"UNKNOWN", b"\r\n", b" ", b"65535", b"65536", b"0", b"::1 ",

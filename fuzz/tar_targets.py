@@ -22,8 +22,8 @@ import test_archive
 
 import archive as archive_module
 from archive import Redirect, Resource, open_archive
-from members import ArchiveError
-from tree import NAME_MAX
+from tar import ArchiveError
+from tar import NAME_MAX
 
 BLOCK = tarfile.BLOCKSIZE
 MEMORY = "/dev/shm"

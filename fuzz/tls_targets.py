@@ -16,7 +16,7 @@ from certificates import Authority
 from tlskeys import ALERT, APPLICATION_DATA, CLOSE_NOTIFY, HANDSHAKE, KEY_UPDATE, KEY_UPDATE_ASKED, USER_CANCELED
 from tlsmemory import ClientContext, Peer, TestEngine
 
-import abi
+import linux
 import ktls
 from tls import LARGEST_PLAINTEXT, MOST_OUTPUT, TlsError, record_size, split_records
 
@@ -101,7 +101,7 @@ def pieces_of(data, size):
 
 
 def at(memory):
-    return abi.pointer(abi.address_of(memory))
+    return linux.pointer(linux.address_of(memory))
 
 
 # --- a connection after its handshake

@@ -15,7 +15,7 @@ from securemachine import SecureWorld, Stranger
 from simulated import RECEIVES
 from stepwise import OF_SLOTS, STATES, Stepwise
 
-import abi
+import linux
 import door
 from door import RECV, SEND, SHUTDOWN, SLOT
 from life import SIGNAL
@@ -98,7 +98,7 @@ class Harsh(Stepwise):
         generation = self.worker.connections[slot].generation - chance.choice((1, 2)) & door.GENERATIONS
         result, flags = chance.choice((-errno.ECANCELED, 0, 5)), 0
         if kind in (RECV, WRAPPED) and kernel.has_buffer:
-            result, flags = 5, abi.CQE_BUFFER | kernel.buffer(kernel.buffer_head)[2] << abi.CQE_BUFFER_SHIFT
+            result, flags = 5, linux.CQE_BUFFER | kernel.buffer(kernel.buffer_head)[2] << linux.CQE_BUFFER_SHIFT
             kernel.buffer_head += 1
         self.strays += 1
         kernel.post((kind | slot, generation), None, result, flags)
@@ -107,13 +107,14 @@ class Harsh(Stepwise):
         kernel, code = self.kernel, operation.code
         if operation.held or operation.cancelled or self.phase != "busy":
             return super().go_on(operation)
-        if code == abi.OP_RECV and self.step < self.storm_until and self.chance.random() < 0.5:
+        if code == linux.OP_RECV and self.step < self.storm_until and self.chance.random() < 0.5:
             return kernel.end(operation, errno.ENOBUFS)
-        if code == abi.OP_ACCEPT and self.fault(self.trouble):
+        if code == linux.OP_ACCEPT and self.fault(self.trouble):
             return kernel.end(operation, self.chance.choice(NOT_ACCEPTED))
         if operation.user[0] == SIGNAL and self.fault(0.02):
             return kernel.end(operation, self.chance.choice((errno.ENOMEM, errno.EINTR)))
-        if code in (abi.OP_POLL_ADD, abi.OP_READ) and operation.user[0] & ~SLOT in (SEND, LOAD) and self.fault(0.02):
+        reads = code in (linux.OP_POLL_ADD, linux.OP_READ)
+        if reads and operation.user[0] & ~SLOT in (SEND, LOAD) and self.fault(0.02):
             error = self.chance.choice((errno.ENOMEM, errno.EIO, errno.EINTR))
             kernel.sockets[operation.user[0] & SLOT].excuse = errno.errorcode[error]
             return kernel.end(operation, error)

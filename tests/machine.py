@@ -16,14 +16,14 @@ from types import SimpleNamespace
 
 from simulated import PAGE, RECEIVES, SENDS, STREAMS, Datagram, Kernel, Socket, make_ring, present
 
-import abi
+import linux
 import accesslog
 import archive as archive_module
 import conn
 import door
 import http1
 import life
-import passfd
+import proxy
 import plan as plan_module
 import secure
 import state
@@ -53,7 +53,7 @@ SMALL = {
 CONTENT = random.Random(5).randbytes(21_000)
 MEMORY = mmap.mmap(-1, len(CONTENT))        # what stands for the mapped archive
 MEMORY[:] = CONTENT
-ADDRESS = abi.address_of(MEMORY)
+ADDRESS = linux.address_of(MEMORY)
 FILES = {b"/": (0, 40), b"/one": (40, 1), b"/empty": (41, 0), b"/piece": (100, 450), b"/more": (100, 700),
          b"/big": (200, 2800)}
 
@@ -94,10 +94,10 @@ def make_clock(monkeypatch):
     for module in (door, life, secure, accesslog):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(state, "STALL", 10)     # so that a client is busy by not reading
-    monkeypatch.setattr(abi, "peer_address", present.peer_address)
-    monkeypatch.setattr(abi, "bytes_acknowledged", present.bytes_acknowledged)
-    monkeypatch.setattr(passfd, "is_stream", present.is_stream)
-    monkeypatch.setattr(passfd, "os", SimpleNamespace(close=present.close))
+    monkeypatch.setattr(linux, "peer_address", present.peer_address)
+    monkeypatch.setattr(linux, "bytes_acknowledged", present.bytes_acknowledged)
+    monkeypatch.setattr(proxy, "is_stream", present.is_stream)
+    monkeypatch.setattr(proxy, "os", SimpleNamespace(close=present.close))
     monkeypatch.setattr(door, "select", SimpleNamespace(poll=present.poll, POLLIN=1))
     monkeypatch.setattr(archive_module, "in_memory", present.in_memory)
     monkeypatch.setattr(archive_module, "mmap", SimpleNamespace(PAGESIZE=PAGE))
@@ -555,7 +555,7 @@ class World:
             self.kernel.warm -= set(self.rnd.sample(sorted(self.kernel.warm), len(self.kernel.warm) // 2))
         for operation in operations:
             if operation in self.kernel.operations and (
-                    always or operation.code == abi.OP_TIMEOUT or self.rnd.random() > self.lateness):
+                    always or operation.code == linux.OP_TIMEOUT or self.rnd.random() > self.lateness):
                 happened |= bool(self.go_on(operation))
         return happened
 
@@ -567,19 +567,19 @@ class World:
     def go_on(self, operation):
         rnd, kernel = self.rnd, self.kernel
         if rnd.random() < self.trouble and self.phase == "busy" and not operation.held:
-            if operation.code == abi.OP_ACCEPT:
+            if operation.code == linux.OP_ACCEPT:
                 return kernel.end(operation, rnd.choice((errno.EMFILE, errno.ENFILE, errno.ECONNABORTED)))
             if self.passing and operation.slot == kernel.passing:
                 return kernel.end(operation, rnd.choice((errno.ENOMEM, errno.EINTR)))
             if operation.code in STREAMS:
                 return self.break_stream(operation)
-            if operation.code == abi.OP_MADVISE:
+            if operation.code == linux.OP_MADVISE:
                 kernel.sockets[operation.slot].excuse = "a disk error"
                 return kernel.end(operation, rnd.choice((errno.EFAULT, errno.EAGAIN)))
-        if operation.code == abi.OP_WRITE and rnd.random() < 3 * self.trouble and self.phase == "busy":
+        if operation.code == linux.OP_WRITE and rnd.random() < 3 * self.trouble and self.phase == "busy":
             kernel.counts["the log fails"] += 1
             return kernel.end(operation, rnd.choice((errno.EAGAIN, errno.EINTR, errno.ENOSPC, errno.EIO)))
-        if operation.code == abi.OP_MADVISE and not operation.started_work and not operation.cancelled:
+        if operation.code == linux.OP_MADVISE and not operation.started_work and not operation.cancelled:
             operation.started_work = rnd.random() < 0.5
             return False
         size = rnd.choice((1, 10, 100, 10_000, 10_000))
@@ -623,7 +623,7 @@ class World:
 
     def pass_time(self, seconds):
         """A sleeper is woken when its time is up, not later."""
-        due = [operation.due for operation in self.kernel.operations if operation.code == abi.OP_TIMEOUT]
+        due = [operation.due for operation in self.kernel.operations if operation.code == linux.OP_TIMEOUT]
         self.clock.now = min(self.clock.now + seconds, *due, self.clock.now + 1) if due else self.clock.now + 0.01
 
     def signal(self, number):
@@ -759,9 +759,9 @@ class World:
         unseen = self.unseen()
         live = 0
         armed = self.entries = self.armed()
-        closing = {entry.fd for entry in armed if entry.opcode == abi.OP_CLOSE}
+        closing = {entry.fd for entry in armed if entry.opcode == linux.OP_CLOSE}
         self.flying = {tuple(entry.user_data) for entry in armed}
-        self.flying.update(user for user, _, _, flags in unseen if not flags & abi.CQE_MORE)
+        self.flying.update(user for user, _, _, flags in unseen if not flags & linux.CQE_MORE)
         for operation in kernel.operations:
             self.flying.update((operation.user, *(other.user for other in operation.behind)))
         fresh = {kernel.passed if slot == kernel.passing else result
@@ -796,7 +796,7 @@ class World:
     def armed(self):
         """The entries that the kernel has not taken yet."""
         ring, start = self.worker.ring, self.kernel.sq_head
-        return [abi.Sqe.from_buffer_copy(ring.sqes, (i & ring.mask) * 64) for i in range(start, ring.tail)]
+        return [linux.Sqe.from_buffer_copy(ring.sqes, (i & ring.mask) * 64) for i in range(start, ring.tail)]
 
     def check_connection(self, connection, client):
         state, slot = connection.state, connection.slot
@@ -831,7 +831,7 @@ class World:
     def check_buffers(self, unseen):
         """Each receive buffer is in the ring, or being filled, or in a completion that nobody has taken: once."""
         ring, kernel = self.worker.ring, self.kernel
-        held = [flags >> abi.CQE_BUFFER_SHIFT for _, _, _, flags in unseen if flags & abi.CQE_BUFFER]
+        held = [flags >> linux.CQE_BUFFER_SHIFT for _, _, _, flags in unseen if flags & linux.CQE_BUFFER]
         held += [operation.held[0] for operation in kernel.operations if operation.held]
         given = [kernel.buffer(position) for position in range(kernel.buffer_head, ring.buffer_tail)]
         assert sorted(held + [buffer for _, _, buffer in given]) == list(range(kernel.buffers))

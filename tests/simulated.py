@@ -1,6 +1,6 @@
 """A kernel of our own behind the three system calls, for driving uring.Ring and the workers through any schedule.
 
-`Kernel` stands where abi.Liburing and abi.Libc stand. Its memory is a real (anonymous) file, so uring.Ring maps
+`Kernel` stands where linux.Liburing and linux.Libc stand. Its memory is a real (anonymous) file, so uring.Ring maps
 it, writes 64-byte entries into it and reads completions out of it as ever; only what the operations do is
 decided here, and a test says which of them goes on, and when.
 
@@ -30,19 +30,19 @@ from collections import Counter, deque
 import tlskeys
 from cryptography.exceptions import InvalidTag
 
-import abi
+import linux
 import archive
 import uring
 
 RING_BYTES = 128            # heads, tails and flags, before the completion queue
 SQ_HEAD, SQ_TAIL, SQ_FLAGS, CQ_HEAD, CQ_TAIL = 0, 1, 4, 16, 17        # places of the words, in words
 NONEMPTY = 1 << 2           # of a receive: nothing that we look at
-RECEIVES, SENDS = (abi.OP_RECV, abi.OP_RECVMSG), (abi.OP_SEND, abi.OP_SENDMSG)
+RECEIVES, SENDS = (linux.OP_RECV, linux.OP_RECVMSG), (linux.OP_SEND, linux.OP_SENDMSG)
 STREAMS = RECEIVES + SENDS
-BEFORE_SENDS = abi.OP_POLL_ADD, abi.OP_MADVISE      # what a send may be linked behind, with its tag
+BEFORE_SENDS = linux.OP_POLL_ADD, linux.OP_MADVISE      # what a send may be linked behind, with its tag
 OPERATION = struct.Struct("=BBHiQQIIII24x")
 NO_OFFSET = (1 << 64) - 1   # of a read from what has none
-MAY_WAIT = (abi.SEND_FLAGS, abi.MSG_NOSIGNAL)
+MAY_WAIT = (linux.SEND_FLAGS, linux.MSG_NOSIGNAL)
 SOL_TCP, TCP_ULP, SOL_TLS, TLS_TX, TLS_RX = 6, 31, 282, 1, 2
 SET_RECORD_TYPE, GET_RECORD_TYPE = 1, 2
 CMSG = struct.Struct("=QiiB7x")
@@ -116,7 +116,7 @@ class Operation:
 
     @property
     def waits_for_all(self):
-        return self.code in SENDS and bool(self.message_flags & abi.MSG_WAITALL)
+        return self.code in SENDS and bool(self.message_flags & linux.MSG_WAITALL)
 
     def fails(self, result):
         """Whether this result makes a failure of it."""
@@ -124,7 +124,7 @@ class Operation:
 
 
 class Kernel:
-    """setup, enter and register, as abi.Liburing gives them. `clock` has `now`, in seconds.
+    """setup, enter and register, as linux.Liburing gives them. `clock` has `now`, in seconds.
 
     `on_enter(waiting)` is called before anything is submitted, `on_wait()` when the caller would sleep: it lets
     things happen (`go_on`, `end`), or leaves the queue empty as a signal would. `submits(count)` says how many
@@ -175,28 +175,28 @@ class Kernel:
     # the three system calls
 
     def setup(self, entries, address):
-        params = abi.Params.from_address(address)
+        params = linux.Params.from_address(address)
         self.entries = params.sq_entries = 1 << (entries - 1).bit_length()
         self.cq_entries = params.cq_entries = min(1 << (params.cq_entries - 1).bit_length(), self.most_completions)
         params.features = 0xFFFFFFFF
-        self.polled = bool(params.flags & abi.SETUP_SQPOLL)
+        self.polled = bool(params.flags & linux.SETUP_SQPOLL)
         sq, cq = params.sq_off, params.cq_off
         sq.head, sq.tail, sq.flags, sq.array = 4 * SQ_HEAD, 4 * SQ_TAIL, 4 * SQ_FLAGS, RING_BYTES + 16 * self.cq_entries
         cq.head, cq.tail, cq.cqes, cq.overflow = 4 * CQ_HEAD, 4 * CQ_TAIL, RING_BYTES, 80
         self.fd = os.memfd_create("ring")
-        os.ftruncate(self.fd, abi.OFF_SQES + 64 * self.entries)
+        os.ftruncate(self.fd, linux.OFF_SQES + 64 * self.entries)
         self.rings = mmap.mmap(self.fd, sq.array + 4 * self.entries)
         self.words = memoryview(self.rings).cast("I")
-        self.sqes = mmap.mmap(self.fd, 64 * self.entries, offset=abi.OFF_SQES)
+        self.sqes = mmap.mmap(self.fd, 64 * self.entries, offset=linux.OFF_SQES)
         self.sq_head = self.cq_head = self.cq_tail = 0
-        self.words[SQ_FLAGS] = abi.SQ_NEED_WAKEUP if self.polled else 0
+        self.words[SQ_FLAGS] = linux.SQ_NEED_WAKEUP if self.polled else 0
         return self.fd
 
     def register(self, fd, opcode, address, count):
         assert fd == self.fd
-        if opcode == abi.REGISTER_PROBE:
+        if opcode == linux.REGISTER_PROBE:
             ctypes.memset(address, 1, 16 + 8 * count)
-        elif opcode == abi.REGISTER_PBUF_RING:
+        elif opcode == linux.REGISTER_PBUF_RING:
             self.buffer_ring, self.buffers = struct.unpack("=QI", ctypes.string_at(address, 12))
             self.buffer_head = 0
         else:
@@ -206,7 +206,7 @@ class Kernel:
     def enter(self, fd, to_submit, min_complete, flags, _sigmask):
         assert fd == self.fd
         self.notice_taken()
-        if flags & abi.ENTER_GETEVENTS:
+        if flags & linux.ENTER_GETEVENTS:
             self.flush_overflow()
         self.on_enter(bool(min_complete))
         if error := self.fails():
@@ -214,16 +214,16 @@ class Kernel:
             return -error
         tail = self.words[SQ_TAIL]
         if self.polled:
-            self.show(abi.SQ_NEED_WAKEUP, self.sleeps())
+            self.show(linux.SQ_NEED_WAKEUP, self.sleeps())
             assert to_submit == 0
-            if not flags & (abi.ENTER_SQ_WAKEUP | abi.ENTER_SQ_WAIT | abi.ENTER_GETEVENTS):
+            if not flags & (linux.ENTER_SQ_WAKEUP | linux.ENTER_SQ_WAIT | linux.ENTER_GETEVENTS):
                 return 0
             to_submit = tail - self.sq_head
-        assert flags & abi.ENTER_GETEVENTS or self.polled
+        assert flags & linux.ENTER_GETEVENTS or self.polled
         assert to_submit == tail - self.sq_head <= self.entries
         # A polling thread gets to all of it while the caller sleeps.
         count = to_submit if not to_submit or self.polled and min_complete else self.submits(to_submit)
-        while 0 < count < to_submit and self.entry(self.sq_head + count - 1)[1] & abi.LINK:
+        while 0 < count < to_submit and self.entry(self.sq_head + count - 1)[1] & linux.LINK:
             count += 1              # it might tear a chain, but that is asking too much of anybody
         for _ in range(count):
             self.take()
@@ -265,7 +265,7 @@ class Kernel:
         """What did not fit into the queue goes there as far as there is room now (io_cqring_do_overflow_flush)."""
         while self.overflow and self.has_room:
             self.put(self.overflow.popleft())
-        self.show(abi.SQ_CQ_OVERFLOW, bool(self.overflow))
+        self.show(linux.SQ_CQ_OVERFLOW, bool(self.overflow))
 
     @property
     def has_room(self):
@@ -277,18 +277,18 @@ class Kernel:
 
     def post(self, user, slot, result, flags=0):
         self.unseen.append((user, slot, result, flags))
-        completion = abi.CQE.pack(*user, result, flags)
+        completion = linux.CQE.pack(*user, result, flags)
         if self.overflow or not self.has_room:
             self.counts["overflow"] += 1
             self.overflow.append(completion)
-            self.show(abi.SQ_CQ_OVERFLOW, True)
+            self.show(linux.SQ_CQ_OVERFLOW, True)
         else:
             self.put(completion)
 
     def goes_on(self, operation, more):
         """CQE_MORE where a multishot operation is not over with this completion."""
         full = self.ends_when_full and (self.overflow or not self.has_room)
-        return abi.CQE_MORE if operation.multishot and more and not full else 0
+        return linux.CQE_MORE if operation.multishot and more and not full else 0
 
     def put(self, completion):
         at = RING_BYTES + 16 * (self.cq_tail & self.cq_entries - 1)
@@ -298,11 +298,11 @@ class Kernel:
 
     def complete(self, operation, result, flags=0):
         """Post a completion; without CQE_MORE the operation has ended, and what is linked to it has its turn."""
-        if not flags & abi.CQE_MORE and operation in self.operations:
+        if not flags & linux.CQE_MORE and operation in self.operations:
             self.operations.remove(operation)
-        failed, skips = operation.fails(result), operation.flags & abi.CQE_SKIP_SUCCESS
+        failed, skips = operation.fails(result), operation.flags & linux.CQE_SKIP_SUCCESS
         if failed or not skips:
-            awaited = not skips or operation.flags & abi.LINK       # else the slot may be closed before it is seen
+            awaited = not skips or operation.flags & linux.LINK       # else the slot may be closed before it is seen
             self.post(operation.user, operation.slot if awaited else None, result, flags)
         if operation.behind and failed:
             self.counts["broken chain"] += 1
@@ -328,24 +328,24 @@ class Kernel:
         self.words[SQ_HEAD] = self.sq_head
         if self.chain:
             self.chain[0].behind.append(operation)
-        elif operation.flags & abi.LINK:
+        elif operation.flags & linux.LINK:
             self.chain = [operation]
         else:
             self.begin(operation)
             return
-        if not operation.flags & abi.LINK:
+        if not operation.flags & linux.LINK:
             self.begin(self.chain.pop())
 
     def begin(self, operation):
         """Do at once what is done at once; put the others among those in flight."""
-        if operation.code not in (*SENDS, *BEFORE_SENDS, abi.OP_URING_CMD):
-            assert not operation.flags & abi.LINK and not operation.behind, "never tried in a chain"
+        if operation.code not in (*SENDS, *BEFORE_SENDS, linux.OP_URING_CMD):
+            assert not operation.flags & linux.LINK and not operation.behind, "never tried in a chain"
         self.BEGINNINGS[operation.code](self, operation)
 
     def begin_recv(self, operation):
         self.check_alone(operation, RECEIVES)
-        assert operation.flags == abi.BUFFER_SELECT and operation.ioprio in (0, abi.RECV_MULTISHOT)
-        operation.multishot = operation.ioprio == abi.RECV_MULTISHOT
+        assert operation.flags == linux.BUFFER_SELECT and operation.ioprio in (0, linux.RECV_MULTISHOT)
+        operation.multishot = operation.ioprio == linux.RECV_MULTISHOT
         operation.total = operation.length or 1 << 30
         assert not operation.length or not operation.multishot
         self.operations.append(operation)
@@ -353,7 +353,7 @@ class Kernel:
     def begin_recvmsg(self, operation):
         if operation.slot == self.passing:
             assert not self.in_flight(operation.slot, RECEIVES) and not operation.flags
-            assert operation.message_flags == abi.MSG_CMSG_CLOEXEC
+            assert operation.message_flags == linux.MSG_CMSG_CLOEXEC
             self.operations.append(operation)
             self.try_at_once(operation)
             return
@@ -368,12 +368,12 @@ class Kernel:
 
     def begin_poll(self, operation):
         if operation.slot == self.damage:
-            assert operation.message_flags == abi.POLLIN and not operation.flags
-            assert not self.in_flight(self.damage, (abi.OP_POLL_ADD,))
+            assert operation.message_flags == linux.POLLIN and not operation.flags
+            assert not self.in_flight(self.damage, (linux.OP_POLL_ADD,))
             self.operations.append(operation)
             return
         self.check_alone(operation, SENDS + BEFORE_SENDS)
-        assert operation.message_flags == abi.POLLOUT and not operation.length
+        assert operation.message_flags == linux.POLLOUT and not operation.length
         self.sockets[operation.slot].sent_at = self.clock.now
         self.operations.append(operation)
 
@@ -381,16 +381,16 @@ class Kernel:
         operation.slot = operation.user[0] & (1 << 24) - 1
         self.check_alone(operation, SENDS + BEFORE_SENDS)
         start, size = operation.address, operation.length
-        assert operation.message_flags == abi.MADV_POPULATE_READ and size and not start % PAGE
-        assert operation.flags & abi.LINK and operation.behind, "nobody waits for it"
-        assert not operation.behind[-1].message_flags & abi.MSG_WAITALL, "it may be gone when there is room"
+        assert operation.message_flags == linux.MADV_POPULATE_READ and size and not start % PAGE
+        assert operation.flags & linux.LINK and operation.behind, "nobody waits for it"
+        assert not operation.behind[-1].message_flags & linux.MSG_WAITALL, "it may be gone when there is room"
         assert self.lazy.start <= start and start + size <= self.lazy.stop + PAGE
         self.operations.append(operation)
 
     def begin_write(self, operation):
         assert operation.slot == self.log_file and operation.offset == NO_OFFSET and not operation.flags
         operation.slot, operation.total = None, operation.length
-        assert operation.total and not [1 for other in self.operations if other.code == abi.OP_WRITE]
+        assert operation.total and not [1 for other in self.operations if other.code == linux.OP_WRITE]
         operation.segments = [(operation.address, operation.length)]
         operation.steady = read(operation.segments, 0, operation.total)
         self.operations.append(operation)
@@ -398,23 +398,23 @@ class Kernel:
     def begin_send(self, operation):
         self.check_alone(operation, SENDS + BEFORE_SENDS)
         socket, flags = self.sockets[operation.slot], operation.message_flags
-        if operation.code == abi.OP_SENDMSG:
+        if operation.code == linux.OP_SENDMSG:
             operation.segments, operation.control = message(operation.address)
         else:
             operation.segments = [(operation.address, operation.length)]
         operation.total = sum(length for _, length in operation.segments)
         assert operation.total
-        assert flags in MAY_WAIT or flags == abi.LAST_WORDS
+        assert flags in MAY_WAIT or flags == linux.LAST_WORDS
         assert operation.control is None or socket.tx
         self.check_warm(operation.segments)
         self.begun[operation.slot] += 1
         socket.sent_at = self.clock.now
-        if socket.tx and flags & abi.MSG_WAITALL:
+        if socket.tx and flags & linux.MSG_WAITALL:
             self.counts["WAITALL refused"] += 1
             self.complete(operation, -errno.EOPNOTSUPP)
         elif any(address < ZERO_PAGE for address, _ in operation.segments):
             self.complete(operation, -errno.EFAULT)
-        elif flags == abi.LAST_WORDS:
+        elif flags == linux.LAST_WORDS:
             self.send_at_once(operation, socket)
         else:
             if self.steady(operation.user[0]):
@@ -443,7 +443,7 @@ class Kernel:
     def begin_accept(self, operation):
         assert operation.slot in self.listeners and not operation.flags
         assert not self.in_flight(operation.slot, (operation.code,)), "second accept"
-        operation.multishot = operation.ioprio == abi.ACCEPT_MULTISHOT
+        operation.multishot = operation.ioprio == linux.ACCEPT_MULTISHOT
         self.counts["multishot accept" if operation.multishot else "accept"] += 1
         self.operations.append(operation)
         self.try_at_once(operation)
@@ -460,11 +460,11 @@ class Kernel:
         self.operations.append(operation)
 
     def begin_cancel(self, operation):
-        assert operation.flags == abi.CQE_SKIP_SUCCESS
+        assert operation.flags == linux.CQE_SKIP_SUCCESS
         self.cancel(operation, (operation.address & 0xFFFFFFFF, operation.address >> 32))
 
     def begin_close(self, operation):
-        assert operation.flags == abi.CQE_SKIP_SUCCESS
+        assert operation.flags == linux.CQE_SKIP_SUCCESS
         self.close_slot(operation.slot)
         if error := self.fails_to_close():
             self.counts[f"{errno.errorcode[error]} on closing"] += 1
@@ -485,8 +485,8 @@ class Kernel:
         self.operations.append(operation)
 
     def begin_setsockopt(self, operation):
-        (_, _, _, slot, command, level, name, *_, size, address) = abi.SQE_SOCKOPT.unpack(operation.entry)
-        assert command == abi.SOCKET_URING_OP_SETSOCKOPT
+        (_, _, _, slot, command, level, name, *_, size, address) = linux.SQE_SOCKOPT.unpack(operation.entry)
+        assert command == linux.SOCKET_URING_OP_SETSOCKOPT
         assert slot in self.sockets, f"an option for free slot {slot}"
         self.complete(operation, -self.set_option(slot, level, name, ctypes.string_at(address, size)))
 
@@ -515,11 +515,12 @@ class Kernel:
         return 0
 
     BEGINNINGS = {
-        abi.OP_RECV: begin_recv, abi.OP_RECVMSG: begin_recvmsg, abi.OP_SEND: begin_send, abi.OP_SENDMSG: begin_send,
-        abi.OP_ACCEPT: begin_accept, abi.OP_SHUTDOWN: begin_shutdown, abi.OP_ASYNC_CANCEL: begin_cancel,
-        abi.OP_CLOSE: begin_close, abi.OP_READ: begin_read, abi.OP_TIMEOUT: begin_timeout,
-        abi.OP_URING_CMD: begin_setsockopt, abi.OP_POLL_ADD: begin_poll, abi.OP_MADVISE: begin_madvise,
-        abi.OP_WRITE: begin_write,
+        linux.OP_RECV: begin_recv, linux.OP_RECVMSG: begin_recvmsg, linux.OP_SEND: begin_send,
+        linux.OP_SENDMSG: begin_send,
+        linux.OP_ACCEPT: begin_accept, linux.OP_SHUTDOWN: begin_shutdown, linux.OP_ASYNC_CANCEL: begin_cancel,
+        linux.OP_CLOSE: begin_close, linux.OP_READ: begin_read, linux.OP_TIMEOUT: begin_timeout,
+        linux.OP_URING_CMD: begin_setsockopt, linux.OP_POLL_ADD: begin_poll, linux.OP_MADVISE: begin_madvise,
+        linux.OP_WRITE: begin_write,
     }
 
     def cancel(self, operation, target):
@@ -615,7 +616,7 @@ class Kernel:
         socket = self.sockets[operation.slot]
         socket.delivered += socket.taken if socket.rx else size
         socket.taken = 0
-        flags = abi.CQE_BUFFER | buffer << abi.CQE_BUFFER_SHIFT | (NONEMPTY if socket.incoming else 0)
+        flags = linux.CQE_BUFFER | buffer << linux.CQE_BUFFER_SHIFT | (NONEMPTY if socket.incoming else 0)
         return self.complete(operation, size, flags | self.goes_on(operation, more))
 
     def readable(self, socket):
@@ -673,15 +674,15 @@ class Kernel:
         if not queue and not self.listeners[operation.slot].shut:
             return False
         datagram = queue.popleft() if queue else Datagram(None)     # unix(7): a socket that is shut gives no bytes
-        header = abi.Msghdr.from_address(operation.address)
-        iovec = abi.Iovec.from_address(header.iov)
+        header = linux.Msghdr.from_address(operation.address)
+        iovec = linux.Iovec.from_address(header.iov)
         assert header.controllen == CMSG_RIGHTS.size and header.iovlen == 1 and not header.name
-        header.flags = abi.MSG_CMSG_CLOEXEC | abi.MSG_TRUNC * datagram.cut
+        header.flags = linux.MSG_CMSG_CLOEXEC | linux.MSG_TRUNC * datagram.cut
         header.controllen, self.passed = 0, None
         free = [slot for slot in range(self.slots) if slot not in self.sockets]
         if datagram.passed and not free:
             self.counts["passed in vain"] += 1
-            header.flags |= abi.MSG_CTRUNC
+            header.flags |= linux.MSG_CTRUNC
             datagram.passed.excuse, datagram.passed.closed = "no room for it", True
         elif datagram.passed:
             self.passed = slot = self.place(datagram.passed, self.choose_slot(free))
@@ -711,8 +712,8 @@ class Kernel:
         if readable not in (1, -errno.EIO):
             return bool(readable) and self.complete(operation, 0 if readable == END else readable)
         content, kind, _ = record = socket.records[0]
-        header = abi.Msghdr.from_address(operation.address)
-        iovec = abi.Iovec.from_address(header.iov)
+        header = linux.Msghdr.from_address(operation.address)
+        iovec = linux.Iovec.from_address(header.iov)
         assert header.controllen >= CMSG.size and header.iovlen == 1
         ctypes.memmove(header.control, CMSG.pack(17, SOL_TLS, GET_RECORD_TYPE, kind), CMSG.size)
         piece, record[0] = content[:iovec.len], content[iovec.len:]
@@ -753,13 +754,13 @@ class Kernel:
 
     def poll_step(self, operation, _size, _more):
         if operation.slot == self.damage:
-            return self.damaged and self.complete(operation, abi.POLLIN)
+            return self.damaged and self.complete(operation, linux.POLLIN)
         socket = self.sockets[operation.slot]
         if operation.cancelled:
             return self.complete(operation, -errno.ECANCELED)
         if socket.reset:
-            return self.complete(operation, abi.POLLOUT | POLLERR | POLLHUP)
-        return socket.room > 0 and self.complete(operation, abi.POLLOUT)
+            return self.complete(operation, linux.POLLOUT | POLLERR | POLLHUP)
+        return socket.room > 0 and self.complete(operation, linux.POLLOUT)
 
     def madvise_step(self, operation, _size, _more):
         if operation.cancelled:
@@ -788,7 +789,7 @@ class Kernel:
         if operation.slot in self.listeners:
             self.listeners[operation.slot].shut = True
         else:
-            assert operation.total == abi.SHUT_WR
+            assert operation.total == linux.SHUT_WR
             if self.sockets[operation.slot].reset:
                 return self.complete(operation, -errno.ENOTCONN)
             self.sockets[operation.slot].shut = True
@@ -813,10 +814,11 @@ class Kernel:
     def timeout_step(self, operation, _size, _more):
         return self.clock.now >= operation.due and self.complete(operation, -errno.ETIME)
 
-    STEPS = {abi.OP_ACCEPT: accept_step, abi.OP_RECV: recv_step, abi.OP_SEND: send_step, abi.OP_SENDMSG: send_step,
-             abi.OP_RECVMSG: recvmsg_step, abi.OP_SHUTDOWN: shutdown_step, abi.OP_READ: read_step,
-             abi.OP_TIMEOUT: timeout_step, abi.OP_POLL_ADD: poll_step, abi.OP_MADVISE: madvise_step,
-             abi.OP_WRITE: write_step}
+    STEPS = {linux.OP_ACCEPT: accept_step, linux.OP_RECV: recv_step, linux.OP_SEND: send_step,
+             linux.OP_SENDMSG: send_step, linux.OP_RECVMSG: recvmsg_step,
+             linux.OP_SHUTDOWN: shutdown_step, linux.OP_READ: read_step,
+             linux.OP_TIMEOUT: timeout_step, linux.OP_POLL_ADD: poll_step, linux.OP_MADVISE: madvise_step,
+             linux.OP_WRITE: write_step}
 
     def end(self, operation, result):
         """Let an operation fail with -`result` (or, a send, fall short where it has sent something)."""
@@ -830,9 +832,9 @@ def pages(address, length):
 
 def message(address):
     """(segments, type of the record or None) of the msghdr at `address`."""
-    header = abi.Msghdr.from_address(address)
+    header = linux.Msghdr.from_address(address)
     assert not header.name and not header.flags
-    iovecs = (abi.Iovec * header.iovlen).from_address(header.iov)
+    iovecs = (linux.Iovec * header.iovlen).from_address(header.iov)
     kind = None
     if header.control:
         assert header.controllen == CMSG.size

@@ -7,7 +7,7 @@ from collections import Counter
 
 from simulated import SENDS
 
-import abi
+import linux
 import conn
 import life
 import sealed
@@ -95,7 +95,7 @@ class Stepwise:
             whole = (connection.sent + result >= connection.plan.total if kind == SEND else
                      result == connection.tls.unsent)
             return "all" if whole else "part"
-        return "last" if kind in (RECV, ACCEPT) and not flags & abi.CQE_MORE else "done"
+        return "last" if kind in (RECV, ACCEPT) and not flags & linux.CQE_MORE else "done"
 
     def note_moves(self):
         """What the handler has made of it: of the connection concerned, and of others."""
@@ -143,21 +143,21 @@ class Stepwise:
         """No operation twice, none on what is closed: armed, in flight, or completed and not yet told of."""
         armed = self.entries
         users = Counter(operation.user for operation in self.kernel.operations)
-        users.update(user for user, _, _, flags in self.unseen() if not flags & abi.CQE_MORE)
-        users.update(tuple(entry.user_data) for entry in armed if not entry.flags & abi.LINK)
+        users.update(user for user, _, _, flags in self.unseen() if not flags & linux.CQE_MORE)
+        users.update(tuple(entry.user_data) for entry in armed if not entry.flags & linux.LINK)
         twice = [user for user, count in users.items() if count > 1 and user[0] & ~SLOT in OF_SLOTS]
         assert not twice, f"twice: {twice}"
         closed = set()
         for entry in armed:
             assert entry.fd not in closed, f"armed behind the close of {entry.fd}"
-            if entry.opcode == abi.OP_CLOSE:
+            if entry.opcode == linux.OP_CLOSE:
                 closed.add(entry.fd)
 
     def check_plans(self):
         """What is sent from a plan is of the plan that its connection keeps; and what nobody waits for is cancelled."""
         connections = self.worker.connections
         cancels = {(entry.addr & 0xFFFFFFFF, entry.addr >> 32) for entry in self.entries
-                   if entry.opcode == abi.OP_ASYNC_CANCEL}
+                   if entry.opcode == linux.OP_ASYNC_CANCEL}
         for operation in self.kernel.operations:
             kind, slot = operation.user[0] & ~SLOT, operation.user[0] & SLOT
             if kind not in OF_SLOTS:
@@ -172,7 +172,7 @@ class Stepwise:
 
     def check_count(self):
         """Whoever has come is there, or has gone."""
-        counts, closing = self.worker.counts, sum(entry.opcode == abi.OP_CLOSE for entry in self.entries)
+        counts, closing = self.worker.counts, sum(entry.opcode == linux.OP_CLOSE for entry in self.entries)
         assert counts.accepted - self.worker.live == self.kernel.counts["closed"] + closing
 
     def check_connection(self, connection, client):
@@ -274,7 +274,7 @@ def network(trusted, client):
 
 def is_of(operation, plan):
     """Whether a send is of bytes of `plan`."""
-    if operation.code == abi.OP_SENDMSG:
+    if operation.code == linux.OP_SENDMSG:
         return operation.address == plan.address
     return any(address <= operation.address and operation.address + operation.length <= address + length
                for address, length in plan.spans())

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import archive as module
-import members as reading
-import tree
+import tar as reading
+import tar
 from archive import (
     WHOLE_CHECK, Archive, ArchiveError, Layers, Library, Redirect, Representation, Resource, in_memory, open_archive,
 )
@@ -421,7 +421,7 @@ def test_links_that_multiply_are_bounded(build):
     links = [symlink(f"d{depth}/{number}", f"../d{depth + 1}") for depth in range(12) for number in range(10)]
     archive = build(*links, ("d12/file", b"x"), etags=False)
     assert content(archive, b"/d11/0/file") == b"x"
-    assert len(archive._index) <= tree.ALIASES_MAX + 1
+    assert len(archive._index) <= tar.ALIASES_MAX + 1
     assert any("too many" in note for note in archive.notes)
 
 
@@ -430,7 +430,7 @@ def test_directories_that_all_link_to_each_other_are_bounded(build):
     links = [symlink(f"d{one}/l{two}", f"../d{two}") for one in names for two in names if one != two]
     archive = build(*links, *[(f"d{one}/file", b"x") for one in names], etags=False)
     assert content(archive, b"/d0/l1/file") == b"x"
-    assert len(archive._index) <= tree.ALIASES_MAX + len(names)
+    assert len(archive._index) <= tar.ALIASES_MAX + len(names)
 
 
 # --- What GNU tar writes

@@ -11,7 +11,7 @@ from hostile_archives import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from members import EXTENSION_MAX
+from tar import EXTENSION_MAX
 
 # The same ones each time: a search for more (derandomize=False, max_examples=9000) takes its time, and may find some.
 EXAMPLES = settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])

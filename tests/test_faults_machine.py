@@ -9,22 +9,22 @@ import errno
 import pytest
 from machine import connect, get, make_small, perform, seconds, settle, statuses
 
-import abi
+import linux
 from state import FREE
 
 PASSING = "ENOMEM", "EINTR", "EAGAIN", "ECANCELED"
 OF_A_SOCKET = *PASSING, "ECONNRESET", "EPIPE", "ETIMEDOUT", "ENOBUFS"
 # kind -> (code of its operations, errors); those of connections, and those of a worker.
 THEIRS = {
-    "receive": (abi.OP_RECV, OF_A_SOCKET), "first part": (abi.OP_SENDMSG, (*OF_A_SOCKET, "EFAULT")),
-    "next part": (abi.OP_SEND, (*OF_A_SOCKET, "EFAULT")), "wait for room": (abi.OP_POLL_ADD, PASSING),
-    "read from the disk": (abi.OP_MADVISE, (*PASSING, "EFAULT", "EIO", "EBADF")),
-    "end of our side": (abi.OP_SHUTDOWN, (*PASSING, "ENOTCONN")),
+    "receive": (linux.OP_RECV, OF_A_SOCKET), "first part": (linux.OP_SENDMSG, (*OF_A_SOCKET, "EFAULT")),
+    "next part": (linux.OP_SEND, (*OF_A_SOCKET, "EFAULT")), "wait for room": (linux.OP_POLL_ADD, PASSING),
+    "read from the disk": (linux.OP_MADVISE, (*PASSING, "EFAULT", "EIO", "EBADF")),
+    "end of our side": (linux.OP_SHUTDOWN, (*PASSING, "ENOTCONN")),
 }
 OURS = {
-    "accept": (abi.OP_ACCEPT, (*PASSING, "ENFILE", "EMFILE", "ENOBUFS", "ECONNABORTED", "EPROTO", "EPERM")),
-    "tick": (abi.OP_TIMEOUT, PASSING), "signal": (abi.OP_READ, PASSING),
-    "write of the log": (abi.OP_WRITE, (*PASSING, "ENOSPC", "EIO", "EDQUOT", "EFBIG", "EPIPE")),
+    "accept": (linux.OP_ACCEPT, (*PASSING, "ENFILE", "EMFILE", "ENOBUFS", "ECONNABORTED", "EPROTO", "EPERM")),
+    "tick": (linux.OP_TIMEOUT, PASSING), "signal": (linux.OP_READ, PASSING),
+    "write of the log": (linux.OP_WRITE, (*PASSING, "ENOSPC", "EIO", "EDQUOT", "EFBIG", "EPIPE")),
 }
 LAZY = "wait for room", "read from the disk"
 UNREAD = get(b"/one", b"Content-Length: 5000\r\n", method=b"POST")     # answered, and listened to for a while
@@ -89,7 +89,7 @@ def test_p16_an_operation_of_a_worker_fails(clock, kind, error):
     code, _ = OURS[kind]
 
     def script(kernel, worker):
-        kernel.stuck = (abi.OP_WRITE,)
+        kernel.stuck = (linux.OP_WRITE,)
         kept = connect(kernel)
         for _ in range(3):
             kept.incoming.append(get(b"/one"))

@@ -17,7 +17,7 @@ import pytest
 from support import FILES, PATIENCE, Client, build_tar, request, run_tarweb, wait_until
 from tlsclient import HANDSHAKE, TlsClient
 
-import passfd
+import proxy
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 LOCAL, PROXY = 0x20, 0x21                   # proxy-protocol.txt, section 2.2
@@ -442,11 +442,11 @@ def test_a_body_of_which_the_router_has_read_a_part(passing):
 
 def test_as_much_as_a_datagram_may_hold(passing):
     _, path = passing()
-    many = WHOLE * (passfd.LARGEST // len(WHOLE)) + WHOLE[:passfd.LARGEST % len(WHOLE)]
+    many = WHOLE * (proxy.LARGEST // len(WHOLE)) + WHOLE[:proxy.LARGEST % len(WHOLE)]
     with Router(path, takes(len(many))) as router, router.connect(many) as client:
-        for _ in range(passfd.LARGEST // len(WHOLE)):
+        for _ in range(proxy.LARGEST // len(WHOLE)):
             assert client.response().body == FILES["next"]
-        client.send(WHOLE[passfd.LARGEST % len(WHOLE):])
+        client.send(WHOLE[proxy.LARGEST % len(WHOLE):])
         assert client.response().body == FILES["next"]
 
 
@@ -608,8 +608,8 @@ def unusable(tmp_path):
             "a listening socket": (b"", [listener]),
             "a listening socket and bytes": (WHOLE, [listener]),
             "an unconnected socket": (WHOLE, [idle]),
-            "more bytes than are taken": (WHOLE + bytes(passfd.LARGEST + 1 - len(WHOLE)), pair[:1]),
-            "far more bytes": (bytes(3 * passfd.LARGEST), pair[:1]),
+            "more bytes than are taken": (WHOLE + bytes(proxy.LARGEST + 1 - len(WHOLE)), pair[:1]),
+            "far more bytes": (bytes(3 * proxy.LARGEST), pair[:1]),
         }, pair
 
 

@@ -20,12 +20,11 @@ import accesslog
 import archive
 import conn
 import http1
-import passfd
 import proxy
 import redirect
 import reply
 import tls
-import tree
+import tar
 
 ARCHIVES, FRAMING = ("tar", "links"), ("request", "body", "connection")
 OTHERS = [name for name in targets.TARGETS if name not in ARCHIVES + FRAMING]
@@ -72,11 +71,11 @@ FAULTS = {
     "log: quotes are left alone": ("log", accesslog, "clean", lambda value, limit: value[:limit]),
     "host: the port stays": ("host", redirect, "HOST_AND_PORT", re.compile(rb"(.+)")),
     "proxy: checksums are not looked at": ("proxy", proxy, "check_tlvs", lambda *_: None),
-    "passfd: a file is taken": ("passfd", passfd, "is_stream", lambda fd: True),
-    "tar: any name": ("tar", tree, "_wrong_name", lambda name: ""),
+    "passfd: a file is taken": ("passfd", proxy, "is_stream", lambda fd: True),
+    "tar: any name": ("tar", tar, "_wrong_name", lambda name: ""),
     "tar: tags of something else": ("tar", archive, "_read_batch",
                                     lambda fd, path, batch: [archive.Content(b'"x"', True)] * len(batch)),
-    "links: a way out": ("links", tree, "_parent", lambda name: name.rpartition(b"/")[0]),
+    "links: a way out": ("links", tar, "_parent", lambda name: name.rpartition(b"/")[0]),
     "connection: it goes on after the last": ("connection", conn.Worker, "is_last", lambda *_: False),
     "tls: records are not counted": ("tls", tls, "split_records", lambda data: (2, b"")),
     "hello: what was not read is left": ("hello", tls.Engine, "discard", lambda self: None),

@@ -12,7 +12,7 @@ import pytest
 import tlskeys
 from tlskeys import SUITES, TLS_1_2, TLS_1_3, Direction
 
-import abi
+import linux
 import ktls
 from ktls import AES_GCM_128, AES_GCM_256, ATTACH, CHACHA20_POLY1305, INFO_SIZE, RECEIVE_KEYS, SEND_KEYS
 from openssl import OpenSSL, wipe
@@ -59,7 +59,7 @@ def test_traffic_keys_of_rfc_8448(schedule, secret, key, iv):
     """Section 3: "derive write traffic keys for application data", which is TLS_AES_128_GCM_SHA256."""
     suite = SUITES["TLS_AES_128_GCM_SHA256"]
     info, secret = bytearray(INFO_SIZE), bytes.fromhex(secret)
-    schedule.tls13(abi.address_of(info), suite.number, abi.address_of(secret), 0)
+    schedule.tls13(linux.address_of(info), suite.number, linux.address_of(secret), 0)
     for direction in (told(info, suite), Direction.of_secret(suite, secret)):
         assert (direction.key.hex(), direction.iv.hex()) == (key, iv)
 
@@ -83,7 +83,7 @@ def test_every_suite_is_known():
 def test_tls_1_3(schedule, suite, sequence):
     secret = SECRET[:ktls.HASH_SIZE[ktls.SUITES[suite.number][1]]]
     info = bytearray(INFO_SIZE)
-    schedule.tls13(abi.address_of(info), suite.number, abi.address_of(secret), sequence)
+    schedule.tls13(linux.address_of(info), suite.number, linux.address_of(secret), sequence)
     assert parts(told(info, suite)) == parts(Direction.of_secret(suite, secret, sequence))
 
 
@@ -91,7 +91,7 @@ def test_tls_1_3(schedule, suite, sequence):
 @suites_of(TLS_1_2)
 def test_tls_1_2(schedule, suite, sequences):
     send, receive = bytearray(INFO_SIZE), bytearray(INFO_SIZE)
-    schedule.tls12(abi.address_of(send), abi.address_of(receive), suite.number, abi.address_of(SECRET), RANDOMS,
+    schedule.tls12(linux.address_of(send), linux.address_of(receive), suite.number, linux.address_of(SECRET), RANDOMS,
                    sequences)
     client, server = Direction.both_of_master(suite, SECRET, client_random=RANDOMS[32:], server_random=RANDOMS[:32])
     server.sequence, client.sequence = sequences
@@ -105,26 +105,26 @@ def test_one_schedule_serves_all(schedule, suite):
     for number in (0x1302, 0xC02F, 0x1301):
         info = bytearray(2 * INFO_SIZE)
         if number < 0xC000:
-            schedule.tls13(abi.address_of(info), number, abi.address_of(SECRET[::-1]), 5)
+            schedule.tls13(linux.address_of(info), number, linux.address_of(SECRET[::-1]), 5)
         else:
-            schedule.tls12(abi.address_of(info), abi.address_of(info) + INFO_SIZE, number, abi.address_of(SECRET),
+            schedule.tls12(linux.address_of(info), linux.address_of(info) + INFO_SIZE, number, linux.address_of(SECRET),
                            RANDOMS, (1, 1))
     test_tls_1_3(schedule, suite, 0)
 
 
 def test_scratch_is_wiped(schedule):
     info = bytearray(INFO_SIZE)
-    schedule.tls13(abi.address_of(info), 0x1302, abi.address_of(SECRET), 0)
+    schedule.tls13(linux.address_of(info), 0x1302, linux.address_of(SECRET), 0)
     assert any(schedule.scratch)
     schedule.wipe()
     assert not any(schedule.scratch)
-    assert schedule.at == abi.address_of(schedule.scratch), "what was wiped is not where the keys were"
+    assert schedule.at == linux.address_of(schedule.scratch), "what was wiped is not where the keys were"
 
 
 @pytest.mark.parametrize("size", (1, 48, 1 << 20))
 def test_wipe_overwrites_in_place(size):
     memory = bytearray(b"s" * size)
-    at = abi.address_of(memory)
+    at = linux.address_of(memory)
     wipe(memory)
     assert ctypes.string_at(at, size) == bytes(size)
     assert memory == bytes(size)
@@ -147,7 +147,7 @@ def written(cipher):
     """What write_info writes for a key of "k"s, an IV of "0123..." and a sequence number of "s"s; 0xEE behind it."""
     info = bytearray(b"\xee" * (INFO_SIZE + 8))
     key, iv = b"k" * 32, b"0123456789ab"
-    ktls.write_info(abi.address_of(info), TLS_1_2, cipher, abi.address_of(key), abi.address_of(iv),
+    ktls.write_info(linux.address_of(info), TLS_1_2, cipher, linux.address_of(key), linux.address_of(iv),
                     int.from_bytes(b"ssssssss"))
     return bytes(info)
 
@@ -214,9 +214,9 @@ def test_layouts_are_those_of_the_headers(tmp_path):
 
 def control_of(message):
     """(level, type, data) of a ControlMessage's cmsg, and its record, by way of the pointers in its msghdr."""
-    header = abi.Msghdr.from_address(message.address)
+    header = linux.Msghdr.from_address(message.address)
     assert (header.name, header.namelen, header.flags, header.iovlen) == (0, 0, 0, 1)
-    iovec = abi.Iovec.from_address(header.iov)
+    iovec = linux.Iovec.from_address(header.iov)
     length, level, kind = struct.unpack("=Qii", ctypes.string_at(header.control, 16))
     assert length <= header.controllen == 24
     data = ctypes.string_at(header.control + 16, max(length - 16, 0))
@@ -237,10 +237,10 @@ def test_room_for_a_record():
 def test_received_record(size):
     """As the kernel writes it: through the pointers."""
     message = ktls.ControlMessage(64)
-    header = abi.Msghdr.from_address(message.address)
+    header = linux.Msghdr.from_address(message.address)
     control = struct.pack("=QiiB", 17, 282, 2, 22)
     ctypes.memmove(header.control, control, len(control))
-    ctypes.memmove(abi.Iovec.from_address(header.iov).base, b"x" * size, size)
+    ctypes.memmove(linux.Iovec.from_address(header.iov).base, b"x" * size, size)
     assert message.record(size) == (22, b"x" * size)
 
 
@@ -248,7 +248,7 @@ def test_received_record(size):
 def test_another_control_message_is_no_record_type(level, kind):
     message = ktls.ControlMessage(64)
     control = struct.pack("=QiiB", 17, level, kind, 21)
-    ctypes.memmove(abi.Msghdr.from_address(message.address).control, control, len(control))
+    ctypes.memmove(linux.Msghdr.from_address(message.address).control, control, len(control))
     assert message.record(2) == (0, bytes(2))
 
 

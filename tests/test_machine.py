@@ -15,7 +15,7 @@ from machine import (
 )
 from simulated import SENDS
 
-import abi
+import linux
 import conn
 import door
 import life
@@ -250,7 +250,7 @@ def test_full_table_of_busy_connections_makes_others_wait(clock):
 def test_accept_goes_on_after_the_system_was_out_of_files(clock):
     def script(kernel, worker):
         yield from settle(kernel)
-        [accept] = kernel.in_flight(*worker.listeners, (abi.OP_ACCEPT,))
+        [accept] = kernel.in_flight(*worker.listeners, (linux.OP_ACCEPT,))
         kernel.end(accept, errno.ENFILE)
         client = connect(kernel, get(b"/"))
         yield from settle(kernel)
@@ -368,7 +368,7 @@ def test_accepts_are_single_near_the_limit(clock, monkeypatch):
         armed = []
         for _ in range(7):
             yield from settle(kernel)
-            armed.append([accept.multishot for accept in kernel.in_flight(*worker.listeners, (abi.OP_ACCEPT,))])
+            armed.append([accept.multishot for accept in kernel.in_flight(*worker.listeners, (linux.OP_ACCEPT,))])
             connect(kernel)
         assert armed[:3] == [[True]] * 3
         assert armed[4:] == [[False]] * 2 + [[]]        # at 3, when just RESERVE are left, either will do
@@ -417,7 +417,7 @@ def test_completion_of_a_former_connection_is_dropped(clock, kind):
     def script(kernel, worker):
         client = connect(kernel)
         yield from settle(kernel)
-        flags = abi.CQE_BUFFER | kernel.buffer(kernel.buffer_head)[2] << abi.CQE_BUFFER_SHIFT
+        flags = linux.CQE_BUFFER | kernel.buffer(kernel.buffer_head)[2] << linux.CQE_BUFFER_SHIFT
         if kind == door.RECV:
             kernel.buffer_head += 1
         before = worker.ring.buffer_tail

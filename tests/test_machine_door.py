@@ -13,7 +13,7 @@ from securemachine import Buffer, Caller, call, perform_secure
 from simulated import Datagram, Socket
 from test_machine_tls import credentials, each_version, engine, ended, in_kernel, in_userspace, way     # noqa: F401
 
-import abi
+import linux
 import conn
 import life
 import sealed
@@ -180,7 +180,7 @@ def test_interrupted_within_the_header(clock, error):
     def script(kernel, worker):
         client = connect(kernel, V1[:9], source=PROXY)
         yield from settle(kernel)
-        [receive] = kernel.in_flight(client.slot, (abi.OP_RECV,))
+        [receive] = kernel.in_flight(client.slot, (linux.OP_RECV,))
         kernel.end(receive, error)
         yield from settle(kernel)
         client.incoming.append(V1[9:] + get(b"/"))
@@ -256,7 +256,7 @@ def test_the_end_comes_though_no_request_does(clock, comes):
 
 def accepts(kernel, worker):
     return [operation for slot in kernel.listeners
-            for operation in kernel.in_flight(slot, (abi.OP_ACCEPT, abi.OP_RECVMSG))]
+            for operation in kernel.in_flight(slot, (linux.OP_ACCEPT, linux.OP_RECVMSG))]
 
 
 @pytest.mark.parametrize("error", (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EPERM))
@@ -674,7 +674,7 @@ def test_what_waits_while_the_listeners_are_left_is_let_in(clock):
 
     def script(kernel, worker):
         yield from settle(kernel)
-        kernel.stuck = abi.OP_ACCEPT, abi.OP_RECVMSG
+        kernel.stuck = linux.OP_ACCEPT, linux.OP_RECVMSG
         yield from retire(kernel)
         for accept in accepts(kernel, worker):
             assert accept.cancelled
@@ -691,7 +691,7 @@ def test_a_connection_of_which_somebody_else_was_told_who_is_no_more(clock, pass
     """It stays in the queue; but an accept that is armed anew takes it."""
     def script(kernel, worker):
         yield from settle(kernel)
-        kernel.stuck = abi.OP_ACCEPT, abi.OP_RECVMSG
+        kernel.stuck = linux.OP_ACCEPT, linux.OP_RECVMSG
         clients = [connect(kernel, get(b"/")), *(hand_over(kernel, get(b"/")) for _ in range(passing))]
         yield from settle(kernel)
         assert not any(client.received for client in clients)
@@ -734,7 +734,7 @@ def test_leaving_comes_to_an_end_though_others_keep_coming(clock):
             kernel.clock.now += 0.005
             while len(listener.queue) < 2:
                 connect(kernel, get(b"/"))
-            for operation in [operation for operation in kernel.operations if operation.code == abi.OP_TIMEOUT]:
+            for operation in [operation for operation in kernel.operations if operation.code == linux.OP_TIMEOUT]:
                 kernel.go_on(operation)
 
         yield from settle(kernel)
@@ -755,7 +755,7 @@ def test_leaving_without_descriptors_comes_to_an_end(clock):
         busy = connect(kernel, get(b"/"))
         yield from settle(kernel)
         yield from seconds(kernel, 1)
-        kernel.stuck = (abi.OP_ACCEPT,)
+        kernel.stuck = (linux.OP_ACCEPT,)
         yield from retire(kernel)
         kernel.slots = 1
         connect(kernel, get(b"/"))
@@ -776,12 +776,12 @@ LAZY = {"lazy": True}
 
 
 def populating(kernel):
-    return [operation for operation in kernel.operations if operation.code == abi.OP_MADVISE]
+    return [operation for operation in kernel.operations if operation.code == linux.OP_MADVISE]
 
 
 def until_populating(kernel, client, count=1):
     """Let a client's request come to where pages are being brought in, and no further. In steps."""
-    kernel.stuck = (abi.OP_MADVISE,)
+    kernel.stuck = (linux.OP_MADVISE,)
     yield from settle(kernel)
     assert len(populating(kernel)) == count, populating(kernel)
     assert not client.received
@@ -812,8 +812,8 @@ def test_cold_pages_wait_for_room_first(clock):
         client = connect(kernel, get(b"/big"), room=0)
         yield from settle(kernel)
         assert not populating(kernel)
-        [poll] = kernel.in_flight(client.slot, (abi.OP_POLL_ADD,))
-        assert [other.code for other in poll.behind] == [abi.OP_MADVISE, abi.OP_SENDMSG]
+        [poll] = kernel.in_flight(client.slot, (linux.OP_POLL_ADD,))
+        assert [other.code for other in poll.behind] == [linux.OP_MADVISE, linux.OP_SENDMSG]
         client.room = 10_000
         yield from settle(kernel)
         assert statuses(client) == [200]
@@ -928,7 +928,7 @@ def test_a_known_request_waits_for_cold_pages_like_the_first_one(clock):
     def script(kernel, worker):
         clients = [connect(kernel) for _ in range(4)]
         yield from settle(kernel)
-        kernel.stuck = (abi.OP_MADVISE,)
+        kernel.stuck = (linux.OP_MADVISE,)
         for client in clients:
             client.incoming.append(get(b"/"))
             yield from settle(kernel)
@@ -965,7 +965,7 @@ def test_cold_pages_over_tls(clock, engine, way, version, path):        # noqa: 
         client, other = call(kernel, version=version), call(kernel, version=version)
         yield from settle(kernel)
         before = len(client.received)
-        kernel.stuck = abi.OP_MADVISE, abi.OP_READ
+        kernel.stuck = linux.OP_MADVISE, linux.OP_READ
         client.ask(get(path))
         yield from settle(kernel)
         assert len(client.received) == before
@@ -1107,11 +1107,11 @@ def test_each_line_tells_of_its_own_request_over_tls(clock, engine, version):   
 @pytest.mark.parametrize("size", (1, 50, 100))
 def test_short_writes(clock, size):
     def script(kernel, worker):
-        kernel.stuck = (abi.OP_WRITE,)
+        kernel.stuck = (linux.OP_WRITE,)
         connect(kernel, get(b"/") + get(b"/one") + get(b"/no"))
         yield from settle(kernel)
         yield from seconds(kernel, 1)
-        while writes := [operation for operation in kernel.operations if operation.code == abi.OP_WRITE]:
+        while writes := [operation for operation in kernel.operations if operation.code == linux.OP_WRITE]:
             kernel.go_on(writes[0], size)
             yield
         assert [line.split()[8] for line in lines(kernel)] == ["200", "200", "404"]
@@ -1127,12 +1127,12 @@ def failing_log(clock, error, after=0):
 
     def script(kernel, worker):
         kept.extend((worker, kernel))
-        kernel.stuck = (abi.OP_WRITE,)
+        kernel.stuck = (linux.OP_WRITE,)
         connect(kernel, get(b"/") * 3)
         yield from settle(kernel)
         yield from stop(kernel)
         for i in range(20):
-            for write in [operation for operation in kernel.operations if operation.code == abi.OP_WRITE]:
+            for write in [operation for operation in kernel.operations if operation.code == linux.OP_WRITE]:
                 if i == 0 and after:
                     kernel.go_on(write, after)
                 elif error:
@@ -1166,11 +1166,11 @@ def test_a_log_that_takes_nothing_at_the_end_is_waited_for_a_while(clock, error)
 def test_a_log_that_has_no_room_at_the_end_is_tried_again(clock, error):
     def script(kernel, worker):
         kept.append(kernel)
-        kernel.stuck = (abi.OP_WRITE,)
+        kernel.stuck = (linux.OP_WRITE,)
         connect(kernel, get(b"/") * 3)
         yield from settle(kernel)
         yield from stop(kernel)
-        [write] = [operation for operation in kernel.operations if operation.code == abi.OP_WRITE]
+        [write] = [operation for operation in kernel.operations if operation.code == linux.OP_WRITE]
         kernel.end(write, error)
         kernel.stuck = ()
         yield from settle(kernel)
@@ -1186,11 +1186,11 @@ def test_a_log_that_works_again(clock):
     def script(kernel, worker):
         client = connect(kernel)
         for error in (errno.ENOSPC, errno.EIO, errno.EPIPE):
-            kernel.stuck = (abi.OP_WRITE,)
+            kernel.stuck = (linux.OP_WRITE,)
             client.incoming.append(get(b"/"))
             yield from settle(kernel)
             yield from seconds(kernel, 1)
-            [write] = [operation for operation in kernel.operations if operation.code == abi.OP_WRITE]
+            [write] = [operation for operation in kernel.operations if operation.code == linux.OP_WRITE]
             kernel.end(write, error)
             kernel.stuck = ()
             client.incoming.append(get(b"/one"))

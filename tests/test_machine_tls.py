@@ -17,7 +17,7 @@ from simulated import SENDS, SOL_TCP, SOL_TLS, TCP_ULP, TLS_RX, TLS_TX
 from tlskeys import ALERT, APPLICATION_DATA, HANDSHAKE
 from tlsmemory import ALL_CIPHERS, ClientContext, TestEngine
 
-import abi
+import linux
 import conn
 import life
 import sealed
@@ -649,11 +649,11 @@ def test_a_receive_of_a_control_record_that_is_interrupted(clock, in_kernel):
         yield from settle(kernel)
         client.say_record(tlskeys.USER_CANCELED, ALERT)
         client.push()
-        while not kernel.in_flight(client.slot, (abi.OP_RECVMSG,)):
-            [receive] = kernel.in_flight(client.slot, (abi.OP_RECV,))
+        while not kernel.in_flight(client.slot, (linux.OP_RECVMSG,)):
+            [receive] = kernel.in_flight(client.slot, (linux.OP_RECV,))
             kernel.go_on(receive)
             yield
-        [fetch] = kernel.in_flight(client.slot, (abi.OP_RECVMSG,))
+        [fetch] = kernel.in_flight(client.slot, (linux.OP_RECVMSG,))
         kernel.end(fetch, errno.EINTR)
         yield from settle(kernel)
         client.ask(get(b"/"))
@@ -668,10 +668,10 @@ def test_the_time_is_over_while_a_control_record_is_fetched(clock, in_kernel):
     def script(kernel, worker):
         client = call(kernel)
         yield from settle(kernel)
-        [receive] = kernel.in_flight(client.slot, (abi.OP_RECV,))
+        [receive] = kernel.in_flight(client.slot, (linux.OP_RECV,))
         kernel.end(receive, errno.EIO)
         yield from settle(kernel)
-        assert kernel.in_flight(client.slot, (abi.OP_RECVMSG,))
+        assert kernel.in_flight(client.slot, (linux.OP_RECVMSG,))
         yield from seconds(kernel, 6)
         assert ended(worker, client)
 
@@ -1014,13 +1014,13 @@ def test_full_table_takes_the_longest_idle(clock, engine):
 
 def loads(kernel):
     """Reads of the archive that are in flight."""
-    return [operation for operation in kernel.operations if operation.code == abi.OP_READ and operation.segments]
+    return [operation for operation in kernel.operations if operation.code == linux.OP_READ and operation.segments]
 
 
 def until_loading(kernel, client):
     """Let a client's request arrive, and nothing of what follows from it; gives the read of the archive."""
     while not loads(kernel):
-        for receive in kernel.in_flight(client.slot, (abi.OP_RECV,)):
+        for receive in kernel.in_flight(client.slot, (linux.OP_RECV,)):
             kernel.go_on(receive)
         yield
     return loads(kernel)[0]
@@ -1206,7 +1206,7 @@ def test_cancelled_load(clock, in_userspace):
         client.ask(get(b"/large"))
         load = yield from until_loading(kernel, client)
         client.reset = True
-        [receive] = kernel.in_flight(client.slot, (abi.OP_RECV,))
+        [receive] = kernel.in_flight(client.slot, (linux.OP_RECV,))
         kernel.go_on(receive)
         yield
         assert not client.closed

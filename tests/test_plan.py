@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 import pytest
 
-import abi
+import linux
 import plan as module
 from archive import Archive, Library, Representation
 from http1 import format_date
@@ -25,7 +25,7 @@ from tarweb import __version__
 NOW = 1_700_000_000
 SERVER = b"tarweb/1"
 ARCHIVE = random.Random(5).randbytes(3 * PIECE + 17)
-BASE = abi.address_of(ARCHIVE)
+BASE = linux.address_of(ARCHIVE)
 LIBRARY = Library([Archive("site.tar", -1, len(ARCHIVE), BASE)])
 TALLY = [0]
 STATUS = b"HTTP/1.1 200 OK\r\nServer: tarweb/1\r\nDate: " + format_date(NOW) + b"\r\n"

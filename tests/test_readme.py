@@ -10,7 +10,7 @@ import conn
 import counters
 import credentials
 import http1
-import passfd
+import linux
 import plan
 import reply
 import sealed
@@ -54,7 +54,7 @@ def test_limits_are_those_of_the_code():
                  f"pieces of {plan.PIECE // kib} KiB, after {conn.SEND_GRACE} s of grace",
                  f"counts after {state.OWING} s", f"taken {state.PACE // kib} KiB of a response within {state.STALL} s",
                  f"| {conn.MAX_PENDING // kib} KiB for each connection |",
-                 f"| {passfd.UNSENT // kib} KiB in the kernel",
+                 f"| {linux.UNSENT // kib} KiB in the kernel",
                  f"| {reply.MAX_RANGES} asked, {reply.MAX_PARTS} sent |",
                  f"a buffer of {-(-sealed.LARGE_BUFFER // kib)} KiB for each connection |",
                  f"| {sealed.MEMO_PLAINTEXT // mib} MiB, for each worker |",

@@ -17,9 +17,9 @@ from urllib.parse import quote
 import pytest
 from support import FILES, PATIENCE, PYTHON, ROOT, TARWEB, Client, children, request, run_tarweb, wait_until
 
-import abi
+import linux
 import sandbox
-from seccomp import supported
+from sandbox import supported
 from uring import PolledRing, Ring
 
 NOBODY = 65534
@@ -195,7 +195,7 @@ def test_an_exception_is_told_though_no_source_can_be_read(start, site, tmp_path
 LYING = """if True:
     import sys
     sys.path.insert(0, sys.argv.pop(1))
-    import abi, os, sandbox, tarweb, uring
+    import linux, os, sandbox, tarweb, uring
     lie = sys.argv.pop(1)
     libc_call, register = sandbox.libc_call, uring.Ring.register
     if lie == "setresuid":
@@ -207,7 +207,7 @@ LYING = """if True:
         sandbox.put_filter = lambda _: None
     elif lie == "restrictions":
         uring.Ring.register = lambda ring, opcode, *more: (
-            0 if opcode == abi.REGISTER_RESTRICTIONS else register(ring, opcode, *more))
+            0 if opcode == linux.REGISTER_RESTRICTIONS else register(ring, opcode, *more))
     sys.exit(tarweb.main())
 """
 
@@ -226,7 +226,7 @@ def test_p02_p03_where_a_thing_only_seems_to_be_given_up_nothing_is_served(site,
     assert ended.returncode == 1 and not ended.stdout
 
 
-CALLS = {   # deed -> the call that it takes, and its numbers, as in seccomp.NUMBERS
+CALLS = {   # deed -> the call that it takes, and its numbers, as in sandbox.NUMBERS
     "start a program": ("execve", (59, 221)), "make a socket": ("socket", (41, 198)), "connect": ("connect", (42, 203)),
     "listen": ("bind", (49, 200)), "trace a process": ("ptrace", (101, 117)), "mount": ("mount", (165, 40)),
     "enter a namespace": ("unshare", (272, 97)), "open a file": ("openat", (257, 56)),
@@ -239,11 +239,11 @@ HOLE = """if True:
     import sys
     sys.path.insert(0, sys.argv.pop(1))
     name, x86_64, others = sys.argv.pop(1).split()
-    import sandbox, seccomp, tarweb
-    seccomp.NUMBERS[name] = int(x86_64), None if others == "None" else int(others)
+    import sandbox, tarweb
+    sandbox.NUMBERS[name] = int(x86_64), None if others == "None" else int(others)
     assemble = sandbox.assemble
     def holed(calls, meant, otherwise):
-        return assemble(calls | {name: seccomp.ALWAYS} if meant == seccomp.ALLOW else calls, meant, otherwise)
+        return assemble(calls | {name: sandbox.ALWAYS} if meant == sandbox.ALLOW else calls, meant, otherwise)
     sandbox.assemble = holed
     sys.exit(tarweb.main())
 """
@@ -265,14 +265,14 @@ def test_p02_a_filter_with_a_hole_is_noticed(site, deed):
 @pytest.mark.parametrize("kind", [Ring, PolledRing])
 def test_p03_a_restricted_ring_does_nothing_else(kind):
     """Every operation that this kernel knows, every flag, and every way to change the ring."""
-    allowed = {abi.OP_TIMEOUT, abi.OP_READ}
+    allowed = {linux.OP_TIMEOUT, linux.OP_READ}
     ring = kind(8, entries=8, buffers=1, sqpoll_ms=1000 if kind is PolledRing else 0, operations=allowed)
     for op in range(max(ring.known) + 1):
         if op not in allowed:
             assert ring.attempt(op) == [-errno.EACCES], op
     for flag in (1 << bit for bit in range(7)):
-        if not flag & (abi.LINK | abi.BUFFER_SELECT | abi.CQE_SKIP_SUCCESS):
-            abi.SQE.pack_into(ring.sqes, ring.place(), abi.OP_READ, flag, 0, -1, 0, 0, 0, 0, 1, 0)
+        if not flag & (linux.LINK | linux.BUFFER_SELECT | linux.CQE_SKIP_SUCCESS):
+            linux.SQE.pack_into(ring.sqes, ring.place(), linux.OP_READ, flag, 0, -1, 0, 0, 0, 0, 1, 0)
             assert [result for _, _, result, _ in ring.wait()] == [-errno.EACCES], flag
     for opcode in range(40):
         assert ring.calls.register(ring.fd, opcode, 0, 0) in (-errno.EACCES, -errno.EINVAL), opcode

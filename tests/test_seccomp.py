@@ -10,15 +10,14 @@ import subprocess
 import pytest
 
 import sandbox
-import seccomp
-from abi import libc_call
-from seccomp import ALLOW, ALWAYS, ARCHITECTURES, INSTRUCTION, KILL, NUMBERS, REFUSE, X32, assemble
+from linux import libc_call
+from sandbox import ALLOW, ALWAYS, ARCHITECTURES, INSTRUCTION, KILL, NUMBERS, REFUSE, X32, assemble
 
 EVERYTHING = {**sandbox.LOOP, **sandbox.CURIOUS, **sandbox.TLS, **sandbox.PASSED, **sandbox.CHALLENGES}
 HIGHEST = 500           # above all numbers of system calls so far
 # uretprobe and uprobe of x86_64: not for programs to call, so the kernel lets them past filters, and ends who does.
 PROBES = {335, 336} if platform.machine() == "x86_64" else set()
-here = pytest.mark.skipif(not seccomp.supported(), reason="no filters of system calls for this machine")
+here = pytest.mark.skipif(not sandbox.supported(), reason="no filters of system calls for this machine")
 
 
 def column(machine):
@@ -33,16 +32,16 @@ def run(program, number, architecture, *arguments):
     while True:
         code, if_true, if_false, k = INSTRUCTION.unpack_from(program, at * INSTRUCTION.size)
         at += 1
-        if code == seccomp.LOAD:
+        if code == sandbox.LOAD:
             accumulator = int.from_bytes(data[k:k + 4], "little")
-        elif code == seccomp.AND:
+        elif code == sandbox.AND:
             accumulator &= k
-        elif code == seccomp.EQUAL:
+        elif code == sandbox.EQUAL:
             at += if_true if accumulator == k else if_false
-        elif code == seccomp.AT_LEAST:
+        elif code == sandbox.AT_LEAST:
             at += if_true if accumulator >= k else if_false
         else:
-            assert code == seccomp.RETURN
+            assert code == sandbox.RETURN
             return k
 
 

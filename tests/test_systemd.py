@@ -16,7 +16,7 @@ from support import PATIENCE, PYTHON, ROOT, TARWEB, Client, build_tar, request, 
 from test_sandbox import landlock_is_here
 from unitrun import directives
 
-from systemd import Notifier, listen_fds
+from listeners import Notifier, listen_fds
 
 UNITRUN = str(ROOT / "tests/unitrun.py")
 UNIT = ROOT / "deploy/tarweb.service"
@@ -190,14 +190,14 @@ def test_no_sockets(environ):
 ])
 def test_nonsense_about_sockets(environ, message):
     """In a process of its own, so that no descriptor of this one is changed."""
-    code = "import sys, systemd; systemd.listen_fds(eval(sys.argv[1]), 7)"
+    code = "import sys, listeners; listeners.listen_fds(eval(sys.argv[1]), 7)"
     ended = subprocess.run([PYTHON, "-c", code, repr(environ)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert re.search(f"^ValueError: .*{message}", ended.stderr, re.M), ended.stderr
 
 
 REPORT = """
-import os, systemd
-found = systemd.listen_fds(os.environ, os.getpid())
+import os, listeners
+found = listeners.listen_fds(os.environ, os.getpid())
 print(found, [os.get_inheritable(fd) for fd, _ in found], [name for name in os.environ if "LISTEN" in name])
 """
 

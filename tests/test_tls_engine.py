@@ -10,7 +10,7 @@ import tlskeys
 from tlskeys import ALERT, APPLICATION_DATA, HANDSHAKE, KEY_UPDATE, KEY_UPDATE_ASKED, LARGEST, SUITES, USER_CANCELED
 from tlsmemory import ALL_CIPHERS, ClientContext, Peer, TestEngine
 
-import abi
+import linux
 import ktls
 from openssl import TLS1_3
 from tls import MOST_OUTPUT, Session, TlsError, record_size, split_records
@@ -75,7 +75,7 @@ def establish(engine, version="1.3", to_kernel=True, context=None, session=None)
 
 
 def at(memory):
-    return abi.pointer(abi.address_of(memory))
+    return linux.pointer(linux.address_of(memory))
 
 
 def seal(engine, session, data):
@@ -518,8 +518,8 @@ def test_seal_of_several_records(userspace):
     session, peer = establish(userspace, to_kernel=False)
     peer.read(take_output(session))
     source, target = bytearray(random.Random(1).randbytes(4 * LARGEST)), bytearray(5 * LARGEST)
-    size = userspace.seal(session, abi.pointer(abi.address_of(source)), len(source),
-                          abi.pointer(abi.address_of(target)), len(target))
+    size = userspace.seal(session, linux.pointer(linux.address_of(source)), len(source),
+                          linux.pointer(linux.address_of(target)), len(target))
     records = tlskeys.split(bytes(target[:size]))
     assert len(records) == 4
     assert peer.read(b"".join(records)) == source
@@ -751,8 +751,8 @@ def test_close_notify_behind_a_response(userspace, version):
     session, peer = establish(userspace, version, to_kernel=False)
     peer.read(take_output(session))
     memory = bytearray(ROOM)
-    at, source = abi.address_of(memory), bytearray(b"the last answer")
-    size = userspace.seal(session, abi.pointer(abi.address_of(source)), len(source), abi.pointer(at), ROOM)
+    at, source = linux.address_of(memory), bytearray(b"the last answer")
+    size = userspace.seal(session, linux.pointer(linux.address_of(source)), len(source), linux.pointer(at), ROOM)
     size += userspace.end_behind(session, at + size)
     assert session.ended
     assert peer.read(bytes(memory[:size])) == b"the last answer"

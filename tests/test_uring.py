@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import abi
+import linux
 import uring
 from ktls import ControlMessage
 from uring import PolledRing, Ring, RingError
@@ -52,7 +52,7 @@ def make(request):
 
 
 def load_name():
-    return abi.load_calls().name
+    return linux.load_calls().name
 
 
 @pytest.fixture
@@ -96,15 +96,15 @@ def accept(ring, listener):
     ring.arm_accept(9, listener.fileno(), False)
     [(tag, _, slot, flags)] = take(ring, 1)
     assert tag == 9
-    assert not flags & abi.CQE_MORE
+    assert not flags & linux.CQE_MORE
     assert slot >= 0, os.strerror(-slot)
     return client, slot
 
 
 def piece(ring, result, flags):
     """What a receive got, its buffer given back."""
-    assert flags & abi.CQE_BUFFER
-    i = flags >> abi.CQE_BUFFER_SHIFT
+    assert flags & linux.CQE_BUFFER
+    i = flags >> linux.CQE_BUFFER_SHIFT
     data = ring.pool[i * ring.buffer_size:i * ring.buffer_size + result]
     ring.give_back(i)
     return data
@@ -118,7 +118,7 @@ def test_multishot_accept_takes_all(ring, listener):
     completions = take(ring, len(clients))
     assert [(tag, generation) for tag, generation, _, _ in completions] == [(5, 0)] * SLOTS
     assert all(os.fstat(result) for _, _, result, _ in completions)
-    assert all(flags & abi.CQE_MORE for *_, flags in completions)
+    assert all(flags & linux.CQE_MORE for *_, flags in completions)
 
 
 def test_accept_stays_below_the_limit_of_files(ring, listener):
@@ -133,7 +133,7 @@ def test_accept_stays_below_the_limit_of_files(ring, listener):
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert result == -errno.EMFILE
-    assert not flags & abi.CQE_MORE
+    assert not flags & linux.CQE_MORE
 
 
 def test_closed_slot_is_used_again(ring, listener):
@@ -162,12 +162,12 @@ def test_multishot_receive_in_pieces(ring, listener):
         client.sendall(data)
         [(tag, generation, result, flags)] = take(ring, 1)
         assert (tag, generation) == (slot, 77)
-        assert flags & abi.CQE_MORE
+        assert flags & linux.CQE_MORE
         assert piece(ring, result, flags) == data
     client.shutdown(socket.SHUT_WR)
     [(tag, generation, result, flags)] = take(ring, 1)
     assert (tag, generation, result) == (slot, 77, 0)
-    assert not flags & (abi.CQE_MORE | abi.CQE_BUFFER)      # but others: that there is more to read, the end of it
+    assert not flags & (linux.CQE_MORE | linux.CQE_BUFFER)      # but others: that there is more to read, the end of it
 
 
 def test_receive_that_is_not_multishot_ends_with_its_data(ring, listener):
@@ -175,7 +175,7 @@ def test_receive_that_is_not_multishot_ends_with_its_data(ring, listener):
     ring.arm_recv(slot, 1, slot, multishot=False)
     client.sendall(b"hello")
     [(_, _, result, flags)] = take(ring, 1)
-    assert not flags & abi.CQE_MORE
+    assert not flags & linux.CQE_MORE
     assert piece(ring, result, flags) == b"hello"
 
 
@@ -200,9 +200,9 @@ def test_receive_goes_on_after_it_was_out_of_buffers(ring, listener):
         more = True
         while more:
             for _, _, result, flags in take(ring, 1):
-                more = flags & abi.CQE_MORE
+                more = flags & linux.CQE_MORE
                 if result > 0:
-                    i = flags >> abi.CQE_BUFFER_SHIFT
+                    i = flags >> linux.CQE_BUFFER_SHIFT
                     received += ring.pool[i * ring.buffer_size:i * ring.buffer_size + result]
                     held.append(i)
                 else:
@@ -226,7 +226,7 @@ def test_buffers_are_taken_in_the_order_they_were_given_back(ring, listener):
     for _ in range(4):
         client.sendall(b"a")
         [(_, _, _, flags)] = take(ring, 1)
-        held.append(flags >> abi.CQE_BUFFER_SHIFT)
+        held.append(flags >> linux.CQE_BUFFER_SHIFT)
     assert held == [0, 1, 2, 3]
     for i in (2, 0, 3, 1):
         ring.give_back(i)
@@ -235,7 +235,7 @@ def test_buffers_are_taken_in_the_order_they_were_given_back(ring, listener):
     for i in range(4):
         client.sendall(b"%d" % i)
         [(_, _, result, flags)] = take(ring, 1)
-        again.append(flags >> abi.CQE_BUFFER_SHIFT)
+        again.append(flags >> linux.CQE_BUFFER_SHIFT)
         assert piece(ring, result, flags) == b"%d" % i
     assert again == [2, 0, 3, 1]
 
@@ -243,11 +243,11 @@ def test_buffers_are_taken_in_the_order_they_were_given_back(ring, listener):
 def test_sendmsg_gathers(ring, listener):
     client, slot = accept(ring, listener)
     parts = [b"HTTP/1.1 200 OK\r\n", b"\r\n", b"x" * 50_000]
-    memory = bytearray(abi.message_size(len(parts)))
-    segments = [(abi.address_of(part), len(part)) for part in parts]
-    abi.write_message(memory, abi.address_of(memory), segments)
-    assert abi.read_message(memory) == segments
-    ring.arm_sendmsg(1, 2, slot, abi.address_of(memory))
+    memory = bytearray(linux.message_size(len(parts)))
+    segments = [(linux.address_of(part), len(part)) for part in parts]
+    linux.write_message(memory, linux.address_of(memory), segments)
+    assert linux.read_message(memory) == segments
+    ring.arm_sendmsg(1, 2, slot, linux.address_of(memory))
     assert take(ring, 1) == [(1, 2, sum(map(len, parts)), 0)]
     assert read_exactly(client, 50_019) == b"".join(parts)
 
@@ -265,7 +265,7 @@ def test_send_goes_on_by_itself_when_there_is_room(ring, listener):
     """MSG_WAITALL: one completion, however slowly the client reads."""
     client, slot = accept(ring, listener)
     data = bytes(8 << 20)
-    ring.arm_send(1, 2, slot, abi.address_of(data), len(data))
+    ring.arm_send(1, 2, slot, linux.address_of(data), len(data))
     assert take(ring, 1, seconds=0.2) == []
     client.setblocking(False)
     left, completions = len(data), []
@@ -280,7 +280,7 @@ def test_send_goes_on_by_itself_when_there_is_room(ring, listener):
 def test_cancelled_send_tells_how_far_it_got(ring, listener):
     _client, slot = accept(ring, listener)
     data = bytes(8 << 20)
-    ring.arm_send(1, 2, slot, abi.address_of(data), len(data))
+    ring.arm_send(1, 2, slot, linux.address_of(data), len(data))
     assert take(ring, 1, seconds=0.1) == []
     ring.arm_cancel(3, 1, 2)
     [(tag, generation, result, _)] = take(ring, 1)
@@ -294,7 +294,7 @@ def test_send_to_who_has_gone(ring, listener):
     client.close()
     results = set()
     for _ in range(2):
-        ring.arm_send(1, 2, slot, abi.address_of(b"x"), 1)
+        ring.arm_send(1, 2, slot, linux.address_of(b"x"), 1)
         results.add(take(ring, 1)[0][2])
     assert results <= {-errno.ECONNRESET, -errno.EPIPE, 1}
     assert -errno.EPIPE in results
@@ -304,8 +304,8 @@ def test_send_from_a_truncated_file(ring, listener, tmp_path):
     path = tmp_path / "archive"
     path.write_bytes(bytes(65536))
     with path.open("r+b") as file:
-        address = abi.map_file(file.fileno(), 65536)
-        assert abi.populate(address, 65536)
+        address = linux.map_file(file.fileno(), 65536)
+        assert linux.populate(address, 65536)
         _client, slot = accept(ring, listener)
         ring.arm_send(1, 2, slot, address, 65536)
         assert take(ring, 1) == [(1, 2, 65536, 0)]
@@ -317,7 +317,7 @@ def test_send_from_a_truncated_file(ring, listener, tmp_path):
 def test_shutdown_of_one_side(ring, listener):
     client, slot = accept(ring, listener)
     ring.arm_recv(slot, 1, slot)
-    ring.arm_shutdown(2, 3, slot, abi.SHUT_WR)
+    ring.arm_shutdown(2, 3, slot, linux.SHUT_WR)
     assert take(ring, 1) == [(2, 3, 0, 0)]
     assert client.recv(1) == b""
     client.sendall(b"still here")
@@ -379,11 +379,11 @@ def test_read_from_a_pipe(make):
 NODELAY = socket.IPPROTO_TCP, socket.TCP_NODELAY
 NO_OPTION = socket.IPPROTO_TCP, 12345
 ON, OFF = bytearray(struct.pack("=i", 1)), bytearray(4)
-SKIP, LINKED = abi.CQE_SKIP_SUCCESS, abi.LINK | abi.CQE_SKIP_SUCCESS
+SKIP, LINKED = linux.CQE_SKIP_SUCCESS, linux.LINK | linux.CQE_SKIP_SUCCESS
 
 
 def set_option(ring, tag, slot, option, value=ON, flags=0):
-    ring.arm_setsockopt(tag, 5, slot, option, (abi.address_of(value), len(value)), flags)
+    ring.arm_setsockopt(tag, 5, slot, option, (linux.address_of(value), len(value)), flags)
 
 
 def all_of(ring, count):
@@ -463,7 +463,7 @@ def test_read_from_a_file(ring, tmp_path, offset, length, got):
     path.write_bytes(b"0123456789")
     memory = bytearray(b"." * 20)
     with path.open("rb") as file:
-        ring.arm_pread(3, 4, file.fileno(), abi.address_of(memory) + 5, length, offset)
+        ring.arm_pread(3, 4, file.fileno(), linux.address_of(memory) + 5, length, offset)
         assert take(ring, 1) == [(3, 4, len(got), 0)]
         assert file.tell() == 0
     assert memory == (b"." * 5 + got).ljust(20, b".")
@@ -477,7 +477,7 @@ def test_read_behind_four_gigabytes(ring, tmp_path):
         file.write(b"far away")
         file.flush()
         memory = bytearray(8)
-        ring.arm_pread(3, 4, file.fileno(), abi.address_of(memory), 8, 1 << 32)
+        ring.arm_pread(3, 4, file.fileno(), linux.address_of(memory), 8, 1 << 32)
         assert take(ring, 1) == [(3, 4, 8, 0)]
     assert memory == b"far away"
 
@@ -526,28 +526,28 @@ def mapped(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(bytes(range(256)) * (3 * mmap.PAGESIZE // 256))
     with path.open("rb") as file:
-        address = abi.map_file(file.fileno(), 3 * mmap.PAGESIZE)
+        address = linux.map_file(file.fileno(), 3 * mmap.PAGESIZE)
     os.truncate(path, mmap.PAGESIZE)
     yield address, path
-    abi.unmap_file(address, 3 * mmap.PAGESIZE)
+    linux.unmap_file(address, 3 * mmap.PAGESIZE)
 
 
 def test_poll(ring, slot):
-    ring.arm_poll(3, 4, slot, abi.POLLOUT)
+    ring.arm_poll(3, 4, slot, linux.POLLOUT)
     [(tag, generation, events, flags)] = take(ring, 1)
     assert (tag, generation, flags) == (3, 4, 0)
-    assert events & abi.POLLOUT
+    assert events & linux.POLLOUT
 
 
 def test_poll_waits_and_is_cancelled(ring):
     end, other = os.pipe()
     try:
-        ring.arm_poll(3, 4, end, abi.POLLIN)
+        ring.arm_poll(3, 4, end, linux.POLLIN)
         assert take(ring, 1, seconds=0.06) == []
         os.write(other, b"x")
-        assert take(ring, 1) == [(3, 4, abi.POLLIN, 0)]
+        assert take(ring, 1) == [(3, 4, linux.POLLIN, 0)]
         os.read(end, 1)
-        ring.arm_poll(3, 4, end, abi.POLLIN)
+        ring.arm_poll(3, 4, end, linux.POLLIN)
         ring.arm_cancel(5, 3, 4)
         assert all_of(ring, 1) == [(3, 4, -errno.ECANCELED, 0)]
     finally:
@@ -558,16 +558,16 @@ def test_poll_waits_and_is_cancelled(ring):
 @pytest.mark.parametrize(("page", "result"), ((0, 0), (1, -errno.EFAULT)))
 def test_madvise_brings_pages_in(ring, mapped, page, result):
     """Or tells where the file has none any more; and that is no SIGBUS."""
-    ring.arm_madvise(3, 4, mapped[0] + page * mmap.PAGESIZE, mmap.PAGESIZE, abi.MADV_POPULATE_READ)
+    ring.arm_madvise(3, 4, mapped[0] + page * mmap.PAGESIZE, mmap.PAGESIZE, linux.MADV_POPULATE_READ)
     assert take(ring, 1) == [(3, 4, result, 0)]
 
 
 def warm(ring, slot, address, length):
     """What Worker.warm and send_piece arm."""
     ring.reserve(3)
-    ring.arm_poll(3, 4, slot, abi.POLLOUT, LINKED)
-    ring.arm_madvise(3, 4, address & -mmap.PAGESIZE, address % mmap.PAGESIZE + length, abi.MADV_POPULATE_READ, LINKED)
-    ring.arm_send(3, 4, slot, address, length, abi.MSG_NOSIGNAL)
+    ring.arm_poll(3, 4, slot, linux.POLLOUT, LINKED)
+    ring.arm_madvise(3, 4, address & -mmap.PAGESIZE, address % mmap.PAGESIZE + length, linux.MADV_POPULATE_READ, LINKED)
+    ring.arm_send(3, 4, slot, address, length, linux.MSG_NOSIGNAL)
 
 
 @pytest.mark.parametrize("page", (0, 1))
@@ -602,7 +602,7 @@ def test_write_goes_to_the_end_of_a_file(ring, tmp_path):
     path.write_bytes(b"before\n")
     fd = os.open(path, os.O_WRONLY | os.O_APPEND)
     for line in (b"one\n", b"two\n"):
-        ring.arm_write(3, fd, abi.address_of(line), len(line))
+        ring.arm_write(3, fd, linux.address_of(line), len(line))
         assert take(ring, 1) == [(3, 0, len(line), 0)]
     os.close(fd)
     assert path.read_bytes() == b"before\none\ntwo\n"
@@ -617,14 +617,14 @@ def test_write_into_a_pipe_waits_for_room(ring):
             size += os.write(other, bytes(1 << 16))
     os.set_blocking(other, True)
     line = b"line\n"
-    ring.arm_write(3, other, abi.address_of(line), len(line))
+    ring.arm_write(3, other, linux.address_of(line), len(line))
     assert take(ring, 1, seconds=0.06) == []
     while size:
         size -= len(os.read(end, size))
     assert take(ring, 1) == [(3, 0, 5, 0)]
     assert os.read(end, 100) == line
     os.close(end)
-    ring.arm_write(3, other, abi.address_of(line), len(line))
+    ring.arm_write(3, other, linux.address_of(line), len(line))
     assert take(ring, 1) == [(3, 0, -errno.EPIPE, 0)]
     os.close(other)
 
@@ -681,7 +681,7 @@ def test_a_chain_completes_once(ring, slot, failing, completion, set_before):
 def test_a_chain_behind_a_send(ring, listener, slot):
     client, other = accept(ring, listener)
     with client:
-        ring.arm_send(9, 5, other, abi.address_of(b"words"), 5, flags=LINKED)
+        ring.arm_send(9, 5, other, linux.address_of(b"words"), 5, flags=LINKED)
         assert chain(ring, other) == ([(12, 5, 0, 0)], ["first", "second", "third"])
         assert client.recv(10) == b"words"
     os.close(other)
@@ -692,7 +692,7 @@ LONG = bytes(16 << 20)      # more than any socket takes before somebody reads
 
 def behind_a_long_send(ring, slot):
     """A chain whose head, tag 9, is under way and does not get on by itself; tags 10 and 11 set options."""
-    ring.arm_send(9, 5, slot, abi.address_of(LONG), len(LONG), flags=LINKED)
+    ring.arm_send(9, 5, slot, linux.address_of(LONG), len(LONG), flags=LINKED)
     set_option(ring, 10, slot, (socket.SOL_SOCKET, socket.SO_KEEPALIVE), flags=LINKED)
     set_option(ring, 11, slot, (socket.SOL_SOCKET, socket.SO_OOBINLINE))
     assert take(ring, 1, seconds=0.1) == []
@@ -738,7 +738,7 @@ def test_a_chain_behind_a_send_that_falls_short(ring, listener, slot):
 def test_a_chain_behind_a_send_that_fails(ring, slot):
     with socket.socket(fileno=os.dup(slot)) as sock:
         sock.shutdown(socket.SHUT_WR)
-    ring.arm_send(9, 5, slot, abi.address_of(b"words"), 5, flags=LINKED)
+    ring.arm_send(9, 5, slot, linux.address_of(b"words"), 5, flags=LINKED)
     assert chain(ring, slot) == ([(9, 5, -errno.EPIPE, 0)], [])
 
 
@@ -783,16 +783,16 @@ def test_room_for_a_chain_is_reserved(ring, slot, armed):
     assert not nodelay(slot)
 
 
-@pytest.mark.parametrize("message_flags", (abi.LAST_WORDS, abi.MSG_DONTWAIT | abi.MSG_WAITALL))
+@pytest.mark.parametrize("message_flags", (linux.LAST_WORDS, linux.MSG_DONTWAIT | linux.MSG_WAITALL))
 def test_a_send_that_may_not_wait(ring, listener, message_flags):
     """It is over when it has been submitted, whether there was room or not."""
     client, slot = accept(ring, listener)
     with client:
-        ring.arm_send(1, 2, slot, abi.address_of(LONG), len(LONG), message_flags)
+        ring.arm_send(1, 2, slot, linux.address_of(LONG), len(LONG), message_flags)
         [(_, _, result, _)] = take(ring, 1)
         assert 0 < result < len(LONG)
         for _ in range(100):            # the receiver's window goes on opening for a while
-            ring.arm_send(1, 2, slot, abi.address_of(LONG), len(LONG), message_flags)
+            ring.arm_send(1, 2, slot, linux.address_of(LONG), len(LONG), message_flags)
             [(_, _, result, _)] = take(ring, 1)
             if result < 0:
                 break
@@ -814,11 +814,11 @@ def test_close_lets_go_of_the_ring(make):
 
 @pytest.mark.parametrize("generation", EXTREMES)
 def test_tag_and_generation_come_back(ring, generation):
-    message = bytearray(abi.message_size(0))
+    message = bytearray(linux.message_size(0))
     for tag in EXTREMES:
         ring.arm_recv(tag, generation, NO_FILE)
         ring.arm_send(tag, generation, NO_FILE, 0, 1)
-        ring.arm_sendmsg(tag, generation, NO_FILE, abi.address_of(message))
+        ring.arm_sendmsg(tag, generation, NO_FILE, linux.address_of(message))
         ring.arm_shutdown(tag, generation, NO_FILE, 1)
         ring.arm_close(tag, generation, NO_FILE)
         assert take(ring, 5) == [(tag, generation, -errno.EBADF, 0)] * 5
@@ -941,7 +941,7 @@ def test_busy_loop_ends_in_sleep(make, listener):
 def test_polling_thread_is_woken(listener):
     ring = PolledRing(SLOTS, entries=8, sqpoll_ms=1)
     for number in range(3):
-        while not ring.words[ring.sq_flags] & abi.SQ_NEED_WAKEUP:
+        while not ring.words[ring.sq_flags] & linux.SQ_NEED_WAKEUP:
             time.sleep(0.01)
         nothing(ring, number)
         assert [completion[0] for completion in ring.wait()] == [number]
@@ -951,18 +951,18 @@ def test_polling_thread_is_woken(listener):
 # --- the calls
 
 def test_both_calls_give_the_same():
-    calls = [abi.Libc(), *([abi.Liburing()] if load_name() == "liburing" else [])]
+    calls = [linux.Libc(), *([linux.Liburing()] if load_name() == "liburing" else [])]
     for call in calls:
         assert call.enter(-1, 0, 0, 0, None) == -errno.EBADF
-        assert call.register(-1, abi.REGISTER_PROBE, 0, 0) in (-errno.EBADF, -errno.EINVAL)
-        params = abi.Params()
+        assert call.register(-1, linux.REGISTER_PROBE, 0, 0) in (-errno.EBADF, -errno.EINVAL)
+        params = linux.Params()
         assert call.setup(0, ctypes.addressof(params)) == -errno.EINVAL
         params.flags = 1 << 31
         assert call.setup(8, ctypes.addressof(params)) == -errno.EINVAL
-        params = abi.Params()
+        params = linux.Params()
         fd = call.setup(8, ctypes.addressof(params))
         assert fd >= 0
-        assert call.enter(fd, 0, 0, abi.ENTER_GETEVENTS, None) == 0
+        assert call.enter(fd, 0, 0, linux.ENTER_GETEVENTS, None) == 0
         os.close(fd)
 
 
@@ -978,18 +978,18 @@ def old_liburing(name, *args, **kwargs):
 
 @pytest.mark.parametrize("library", (no_liburing, old_liburing))
 def test_without_liburing_the_calls_go_through_libc(monkeypatch, library):
-    monkeypatch.setattr(abi.ctypes, "PyDLL", library)
-    assert isinstance(abi.load_calls(), abi.Libc)
+    monkeypatch.setattr(linux.ctypes, "PyDLL", library)
+    assert isinstance(linux.load_calls(), linux.Libc)
 
 
 def test_liburing_can_be_refused():
-    assert isinstance(abi.load_calls(use_liburing=False), abi.Libc)
+    assert isinstance(linux.load_calls(use_liburing=False), linux.Libc)
 
 
 def test_check():
-    assert abi.check(3, "x") == 3
+    assert linux.check(3, "x") == 3
     with pytest.raises(OSError, match="x: Permission denied") as caught:
-        abi.check(-errno.EACCES, "x")
+        linux.check(-errno.EACCES, "x")
     assert caught.value.errno == errno.EACCES
 
 
@@ -1001,7 +1001,7 @@ def refusing(**results):
         name = "refusing"
 
         def __init__(self):
-            self.real = abi.Libc()
+            self.real = linux.Libc()
 
         def setup(self, *args):
             return results.get("setup") or self.real.setup(*args)
@@ -1044,7 +1044,7 @@ def test_failing_setup_is_explained(monkeypatch, error, disabled, says):
 
 
 def test_missing_operations_are_named(monkeypatch):
-    monkeypatch.setattr(uring, "NEEDED", {"RECV": abi.OP_RECV, "FLY": 200, "SWIM": 201})
+    monkeypatch.setattr(uring, "NEEDED", {"RECV": linux.OP_RECV, "FLY": 200, "SWIM": 201})
     with pytest.raises(RingError, match=r"cannot do FLY, SWIM: tarweb needs Linux 6\.1"):
         Ring(SLOTS)
 
@@ -1055,7 +1055,7 @@ def test_missing_features_are_named(monkeypatch):
         Ring(SLOTS)
 
 
-@pytest.mark.parametrize("opcode", (abi.REGISTER_PROBE, abi.REGISTER_PBUF_RING))
+@pytest.mark.parametrize("opcode", (linux.REGISTER_PROBE, linux.REGISTER_PBUF_RING))
 def test_failing_registration_is_an_os_error(monkeypatch, opcode):
     monkeypatch.setattr(uring, "load_calls", refusing(register={opcode: -errno.ENOMEM}))
     with pytest.raises(OSError, match="io_uring_register"):
@@ -1066,7 +1066,7 @@ def test_passing_errors_of_enter_are_tried_again(ring, monkeypatch):
     real, errors = ring.system_enter, [-errno.EINTR, -errno.EAGAIN, -errno.EBUSY]
 
     def enter(fd, to_submit, min_complete, flags, sigmask):
-        waits = flags & abi.ENTER_GETEVENTS     # a call that only wakes the polling thread cannot fail
+        waits = flags & linux.ENTER_GETEVENTS     # a call that only wakes the polling thread cannot fail
         return errors.pop() if waits and errors else real(fd, to_submit, min_complete, flags, sigmask)
 
     monkeypatch.setattr(ring, "system_enter", enter)
@@ -1091,49 +1091,49 @@ def test_mapping(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"content")
     with path.open("rb") as file:
-        assert abi.map_file(file.fileno(), 0) == 0
-        assert ctypes.string_at(abi.map_file(file.fileno(), 7), 7) == b"content"
+        assert linux.map_file(file.fileno(), 0) == 0
+        assert ctypes.string_at(linux.map_file(file.fileno(), 7), 7) == b"content"
         with pytest.raises(OSError, match="ulimit -v"):
-            abi.map_file(file.fileno(), 1 << 62)
+            linux.map_file(file.fileno(), 1 << 62)
 
 
 def test_address_of():
     for buffer in (b"abc", bytearray(b"abc"), memoryview(bytearray(b"abc"))):
-        assert ctypes.string_at(abi.address_of(buffer), 3) == b"abc"
+        assert ctypes.string_at(linux.address_of(buffer), 3) == b"abc"
 
 
 # --- the kernel's own header
 
 CONSTANTS = {
-    **{f"IORING_OP_{name}": value for name, value in abi.NEEDED.items()},
-    **{f"IORING_FEAT_{name}": value for name, value in abi.FEATURES.items()},
-    "IORING_OP_RECVMSG": abi.OP_RECVMSG, "IORING_OP_URING_CMD": abi.OP_URING_CMD, "IOSQE_IO_LINK": abi.LINK,
-    "IOSQE_BUFFER_SELECT": abi.BUFFER_SELECT,
-    "IOSQE_CQE_SKIP_SUCCESS": abi.CQE_SKIP_SUCCESS, "IORING_ACCEPT_MULTISHOT": abi.ACCEPT_MULTISHOT,
-    "IORING_RECV_MULTISHOT": abi.RECV_MULTISHOT,
-    "IORING_CQE_F_BUFFER": abi.CQE_BUFFER, "IORING_CQE_F_MORE": abi.CQE_MORE,
-    "IORING_CQE_BUFFER_SHIFT": abi.CQE_BUFFER_SHIFT,
-    **{f"IORING_{name}": getattr(abi, name) for name in (
+    **{f"IORING_OP_{name}": value for name, value in linux.NEEDED.items()},
+    **{f"IORING_FEAT_{name}": value for name, value in linux.FEATURES.items()},
+    "IORING_OP_RECVMSG": linux.OP_RECVMSG, "IORING_OP_URING_CMD": linux.OP_URING_CMD, "IOSQE_IO_LINK": linux.LINK,
+    "IOSQE_BUFFER_SELECT": linux.BUFFER_SELECT,
+    "IOSQE_CQE_SKIP_SUCCESS": linux.CQE_SKIP_SUCCESS, "IORING_ACCEPT_MULTISHOT": linux.ACCEPT_MULTISHOT,
+    "IORING_RECV_MULTISHOT": linux.RECV_MULTISHOT,
+    "IORING_CQE_F_BUFFER": linux.CQE_BUFFER, "IORING_CQE_F_MORE": linux.CQE_MORE,
+    "IORING_CQE_BUFFER_SHIFT": linux.CQE_BUFFER_SHIFT,
+    **{f"IORING_{name}": getattr(linux, name) for name in (
         "SETUP_SQPOLL", "SETUP_CQSIZE", "SETUP_SUBMIT_ALL", "SETUP_COOP_TASKRUN", "SETUP_SINGLE_ISSUER",
         "SETUP_DEFER_TASKRUN", "OFF_SQ_RING", "OFF_SQES", "ENTER_GETEVENTS", "ENTER_SQ_WAKEUP", "ENTER_SQ_WAIT",
         "SQ_NEED_WAKEUP", "SQ_CQ_OVERFLOW", "REGISTER_PROBE",
         "REGISTER_PBUF_RING")},
-    "MSG_WAITALL": abi.MSG_WAITALL, "MSG_DONTWAIT": abi.MSG_DONTWAIT, "MSG_NOSIGNAL": abi.MSG_NOSIGNAL,
-    "SHUT_WR": abi.SHUT_WR, "MSG_TRUNC": abi.MSG_TRUNC, "MSG_CTRUNC": abi.MSG_CTRUNC,
-    "MSG_CMSG_CLOEXEC": abi.MSG_CMSG_CLOEXEC, "IN_MODIFY": abi.IN_MODIFY, "IN_NONBLOCK": abi.IN_NONBLOCK,
-    "IN_CLOEXEC": abi.IN_CLOEXEC, "PR_SET_PDEATHSIG": abi.PR_SET_PDEATHSIG, "MAP_HUGETLB": abi.MAP_HUGETLB,
-    "MAP_HUGE_SHIFT": abi.MAP_HUGE_SHIFT,
-    "__NR_io_uring_setup": abi.SYS_SETUP, "__NR_io_uring_enter": abi.SYS_ENTER,
-    "__NR_io_uring_register": abi.SYS_REGISTER, "MADV_POPULATE_READ": abi.MADV_POPULATE_READ,
+    "MSG_WAITALL": linux.MSG_WAITALL, "MSG_DONTWAIT": linux.MSG_DONTWAIT, "MSG_NOSIGNAL": linux.MSG_NOSIGNAL,
+    "SHUT_WR": linux.SHUT_WR, "MSG_TRUNC": linux.MSG_TRUNC, "MSG_CTRUNC": linux.MSG_CTRUNC,
+    "MSG_CMSG_CLOEXEC": linux.MSG_CMSG_CLOEXEC, "IN_MODIFY": linux.IN_MODIFY, "IN_NONBLOCK": linux.IN_NONBLOCK,
+    "IN_CLOEXEC": linux.IN_CLOEXEC, "PR_SET_PDEATHSIG": linux.PR_SET_PDEATHSIG, "MAP_HUGETLB": linux.MAP_HUGETLB,
+    "MAP_HUGE_SHIFT": linux.MAP_HUGE_SHIFT,
+    "__NR_io_uring_setup": linux.SYS_SETUP, "__NR_io_uring_enter": linux.SYS_ENTER,
+    "__NR_io_uring_register": linux.SYS_REGISTER, "MADV_POPULATE_READ": linux.MADV_POPULATE_READ,
     "IO_URING_OP_SUPPORTED": 1,
 }
 STRUCTS = {     # C name -> ours, and how fields of ours are called there where they differ
-    "io_uring_sqe": (abi.Sqe, {"op_flags": "msg_flags", "pad": "__pad2"}),
-    "io_sqring_offsets": (abi.SqOffsets, {"resv1": "", "user_addr": ""}),    # user_addr was resv2 before Linux 6.5
-    "io_cqring_offsets": (abi.CqOffsets, {"resv1": "", "user_addr": ""}),
-    "io_uring_params": (abi.Params, {}),
-    "iovec": (abi.Iovec, {"base": "iov_base", "len": "iov_len"}),
-    "msghdr": (abi.Msghdr, {name: f"msg_{name}" for name, _ in abi.Msghdr._fields_}),
+    "io_uring_sqe": (linux.Sqe, {"op_flags": "msg_flags", "pad": "__pad2"}),
+    "io_sqring_offsets": (linux.SqOffsets, {"resv1": "", "user_addr": ""}),    # user_addr was resv2 before Linux 6.5
+    "io_cqring_offsets": (linux.CqOffsets, {"resv1": "", "user_addr": ""}),
+    "io_uring_params": (linux.Params, {}),
+    "iovec": (linux.Iovec, {"base": "iov_base", "len": "iov_len"}),
+    "msghdr": (linux.Msghdr, {name: f"msg_{name}" for name, _ in linux.Msghdr._fields_}),
 }
 PACKED = {      # what is packed by hand: C name -> (format, fields in its order)
     "io_uring_cqe": ("=QiI", ("user_data", "res", "flags")),
@@ -1146,7 +1146,7 @@ PACKED = {      # what is packed by hand: C name -> (format, fields in its order
 }
 
 
-# What abi.SQE_SOCKOPT packs. Headers older than Linux 6.7 know these places by other names only.
+# What linux.SQE_SOCKOPT packs. Headers older than Linux 6.7 know these places by other names only.
 SOCKOPT = ("opcode", "flags", "ioprio", "fd", "cmd_op", "level", "optname", "user_data", "user_data_high", "optlen",
            "optval")
 OLD_NAMES = {"level": "addr", "optname": "addr + 4", "user_data_high": "user_data + 4", "optlen": "file_index",
@@ -1156,7 +1156,7 @@ OLD_NAMES = {"level": "addr", "optname": "addr + 4", "user_data_high": "user_dat
 def sockopt_expressions(names):
     """As expressions(), for SQE_SOCKOPT; `names` of its fields where they differ."""
     found = {}
-    for field, offset in offsets(abi.SQE_SOCKOPT.format, SOCKOPT).items():
+    for field, offset in offsets(linux.SQE_SOCKOPT.format, SOCKOPT).items():
         name, _, more = names.get(field, field).partition(" + ")
         found[f"offsetof(struct io_uring_sqe, {name}) + {more or 0}"] = offset
     return found
@@ -1209,7 +1209,7 @@ def test_layouts_are_those_of_the_header(tmp_path):
 
 @pytest.mark.skipif(not header_can_do(COMPILER, "SOCKET_URING_OP_SETSOCKOPT"), reason="an io_uring header before 6.7")
 def test_setsockopt_is_that_of_the_header(tmp_path):
-    wanted = {"(long long)(SOCKET_URING_OP_SETSOCKOPT)": abi.SOCKET_URING_OP_SETSOCKOPT}
+    wanted = {"(long long)(SOCKET_URING_OP_SETSOCKOPT)": linux.SOCKET_URING_OP_SETSOCKOPT}
     assert not differing(wanted | sockopt_expressions({"user_data_high": "user_data + 4"}), tmp_path)
 
 
@@ -1218,7 +1218,7 @@ def differing(wanted, folder):
     lines = [f"#include <{header}>" for header in HEADERS if header != "linux/io_uring.h"]
     lines += ["#include <linux/io_uring.h>", "int main(void) {"]
     lines += [f'printf("%lld\\n", (long long)({expression}));' for expression in wanted] + ["}"]
-    source, program = Path(folder / "abi.c"), folder / "abi"
+    source, program = Path(folder / "linux.c"), folder / "abi"
     source.write_text("\n".join(lines))
     subprocess.run([COMPILER, source, "-o", program], check=True, timeout=60)
     printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()

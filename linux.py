@@ -319,6 +319,11 @@ def report_writes(inotify, fd):
     libc.inotify_add_watch(inotify, b"/proc/self/fd/%d" % fd, IN_MODIFY)
 
 
+# Of each connection, tcp(7). A response is one send, and the next must not wait for its acknowledgement. And where it
+# is not read, no more than so many bytes wait in the kernel for their turn: it would take 4 MiB.
+UNSENT = 256 * 1024
+TCP_OPTIONS = (socket.TCP_NODELAY, 1), (socket.TCP_NOTSENT_LOWAT, UNSENT)
+
 SOCKADDR = ctypes.create_string_buffer(128)     # struct sockaddr_storage
 SOCKADDR_SIZE = ctypes.c_uint32()
 MAPPED = bytes(10) + b"\xff\xff"                # in front of an IPv4 address in IPv6 (RFC 4291 section 2.5.5.2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mediatype import _built_in, media_type
+from media import _built_in, media_type
 
 TYPES = [
     ("index.html", "text/html; charset=utf-8"),
@@ -101,7 +101,7 @@ def test_no_file_of_the_host_is_read():
         "seen = []\n"
         "sys.addaudithook(lambda event, args: seen.append(str(args[0])) if event == 'open' else None)\n"
         "open('/dev/null').close()\n"
-        "import mediatype; mediatype.media_type(b'a.html')\n"
+        "import media; media.media_type(b'a.html')\n"
         "print(*seen)\n"
     )
     opened = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent.parent,

@@ -18,7 +18,7 @@ import logging
 import http1
 from linux import (
     CQE_BUFFER, CQE_BUFFER_SHIFT, CQE_MORE, CQE_SKIP_SUCCESS, LINK, MADV_POPULATE_READ, MSG_WAITALL, OP_SENDMSG,
-    POLLOUT, SHUT_WR, SQE,
+    POLLOUT, SHUT_WR,
 )
 from door import ACCEPT, CANCEL, CLOSE, SEND, SHUTDOWN, SLOT
 from life import DAMAGE, FRESH, LOG, SIGNAL, TICK, Life
@@ -53,8 +53,8 @@ class Worker(Life):
         ring, connections, counts, access_log = self.ring, self.connections, self.counts, self.access_log
         site, known, told = self.site, self.site.planner.by_request.get, self.site.planner.lines.get
         lines: list = access_log.lines if access_log is not None else []
-        pool, buffer_size, buffer_order, buffer_mask = ring.pool, ring.buffer_size, ring.order, ring.buffer_mask
-        sqes, sqe_mask, write_sqe = ring.sqes, ring.mask, SQE.pack_into
+        pool, buffer_size, buffer_order, buffer_mask = ring.pool, ring.buffer_size, ring.buffer_order, ring.buffer_mask
+        queue, mask, write = ring.queue, ring.mask, ring.write
         responding, idle = IDLE[REQUEST], RESPONSE[SENT]
         self.begin()
         while self.stop_at is None or (self.live or self.listeners) and self.now < self.stop_at:
@@ -82,8 +82,8 @@ class Worker(Life):
                             hits += 1
                             if ring.tail == ring.room:
                                 ring.flush()
-                            write_sqe(sqes, (ring.tail & sqe_mask) << 6, OP_SENDMSG, 0, 0, tag, 0,
-                                      plan.address, 1, connection.message_flags, SEND + tag, generation)
+                            write(queue, (ring.tail & mask) << 6, OP_SENDMSG, 0, 0, tag, 0,
+                                  plan.address, 1, connection.message_flags, SEND + tag, generation)
                             ring.tail += 1
                             if not flags & CQE_MORE:
                                 connection.receiving = False

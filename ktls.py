@@ -188,12 +188,12 @@ def try_cipher(ring, cipher):
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         stack.enter_context(socket.create_connection(listener.getsockname()))
-        taken = stack.enter_context(listener.accept()[0])
+        accepted = stack.enter_context(listener.accept()[0])
         info = bytearray(INFO_SIZE)
         INFO.pack_into(info, 0, TLS1_3, cipher)
         keys = linux.address_of(info), info_size(cipher)
         for option, value in ((ATTACH, (linux.address_of(ULP), len(ULP))), (SEND_KEYS, keys), (RECEIVE_KEYS, keys)):
-            ring.arm_setsockopt(0, 0, taken.fileno(), option, value)
+            ring.arm_setsockopt(0, 0, accepted.fileno(), option, value)
             while not (completions := list(ring.wait())):
                 pass                            # a signal came first
             if completions[0][2] < 0:

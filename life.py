@@ -82,7 +82,7 @@ class Life(Door):
         counts.waiting = len(self.parked)
         for i, name in enumerate(RESPONSES, 1):
             setattr(counts, name, sum(site.planner.tallies[i][0] for site in self.sites))
-        counts.overflows = ring.words[ring.cq_overflow]
+        counts.overflows = ring.overflows
         if self.access_log is not None:
             counts.log_lines, counts.log_dropped = self.access_log.written, self.access_log.dropped
         self.publish()

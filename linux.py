@@ -1,7 +1,7 @@
-"""The kernel's side of io_uring, for Python: numbers, structures, the three system calls, memory that the kernel reads.
+"""The kernel and libc, for Python: what an engine is told to do, libc's calls, memory that the kernel reads.
 
-Layouts are those of <linux/io_uring.h>, checked at import, and byte order is native throughout, so any 64-bit
-Linux will do. The system calls go through liburing where it is installed, else through libc's syscall().
+Layouts are those of the headers named beside them, and held to their offsets at import. Byte order is native
+throughout, so any 64-bit Linux will do.
 """
 
 import contextlib
@@ -13,28 +13,13 @@ import socket
 import struct
 import sys
 
-# <linux/io_uring.h> enum io_uring_op
+# What an engine's `write` and completions are made of (uring.py). <linux/io_uring.h> enum io_uring_op
 OP_POLL_ADD, OP_SENDMSG, OP_RECVMSG, OP_TIMEOUT, OP_ACCEPT, OP_ASYNC_CANCEL = 6, 9, 10, 11, 13, 14
 OP_CLOSE, OP_READ, OP_WRITE, OP_MADVISE, OP_SEND, OP_RECV, OP_SHUTDOWN, OP_URING_CMD = 19, 22, 23, 25, 26, 27, 34, 46
-NEEDED = {"POLL_ADD": OP_POLL_ADD, "SENDMSG": OP_SENDMSG, "RECVMSG": OP_RECVMSG, "TIMEOUT": OP_TIMEOUT,
-          "ACCEPT": OP_ACCEPT, "ASYNC_CANCEL": OP_ASYNC_CANCEL, "CLOSE": OP_CLOSE, "READ": OP_READ, "WRITE": OP_WRITE,
-          "MADVISE": OP_MADVISE, "SEND": OP_SEND, "RECV": OP_RECV, "SHUTDOWN": OP_SHUTDOWN}
-
 # sqe.flags, sqe.ioprio, cqe.flags
 LINK, BUFFER_SELECT, CQE_SKIP_SUCCESS = 1 << 2, 1 << 5, 1 << 6
 ACCEPT_MULTISHOT, RECV_MULTISHOT = 1 << 0, 1 << 1
 CQE_BUFFER, CQE_MORE, CQE_BUFFER_SHIFT = 1 << 0, 1 << 1, 16
-
-# io_uring_setup, io_uring_enter, io_uring_register
-SETUP_SQPOLL, SETUP_CQSIZE, SETUP_R_DISABLED, SETUP_SUBMIT_ALL = 1 << 1, 1 << 3, 1 << 6, 1 << 7
-SETUP_COOP_TASKRUN, SETUP_SINGLE_ISSUER, SETUP_DEFER_TASKRUN = 1 << 8, 1 << 12, 1 << 13
-FEATURES = {"SINGLE_MMAP": 1 << 0, "NODROP": 1 << 1, "SUBMIT_STABLE": 1 << 2, "CQE_SKIP": 1 << 11}
-OFF_SQ_RING, OFF_SQES = 0, 0x10000000
-ENTER_GETEVENTS, ENTER_SQ_WAKEUP, ENTER_SQ_WAIT = 1 << 0, 1 << 1, 1 << 2
-SQ_NEED_WAKEUP, SQ_CQ_OVERFLOW = 1 << 0, 1 << 1
-REGISTER_PROBE, REGISTER_RESTRICTIONS, REGISTER_ENABLE_RINGS, REGISTER_PBUF_RING = 8, 11, 12, 22
-RESTRICTION = struct.Struct("=HBx12x")          # struct io_uring_restriction: opcode; operation or flags
-RESTRICTION_SQE_OP, RESTRICTION_SQE_FLAGS_ALLOWED = 1, 2
 
 # <linux/socket.h>. WAITALL: the kernel itself goes on with a send that found too little room.
 MSG_TRUNC, MSG_CTRUNC, MSG_DONTWAIT, MSG_WAITALL, MSG_NOSIGNAL = 0x20, 0x08, 0x40, 0x100, 0x4000
@@ -44,141 +29,29 @@ LAST_WORDS = MSG_DONTWAIT | MSG_NOSIGNAL        # for what is not worth waiting 
 SHUT_WR = 1
 # <poll.h>; poll32_events has its halves swapped where byte order is the other one
 POLLIN, POLLOUT = (1, 4) if sys.byteorder == "little" else (1 << 16, 4 << 16)
-SOCKET_URING_OP_SETSOCKOPT = 3                  # enum io_uring_socket_op, Linux 6.7
-
-MAX_CQ_ENTRIES = 65536
 
 
-class Sqe(ctypes.Structure):
-    """struct io_uring_sqe. Written through SQE below; here to pin what that says to the header."""
+def layout(form, *offsets):
+    """struct.Struct(`form`) of a C structure, having checked that its fields lie at these offsets.
 
-    _fields_ = [("opcode", ctypes.c_uint8), ("flags", ctypes.c_uint8), ("ioprio", ctypes.c_uint16),
-                ("fd", ctypes.c_int32), ("off", ctypes.c_uint64), ("addr", ctypes.c_uint64), ("len", ctypes.c_uint32),
-                ("op_flags", ctypes.c_uint32), ("user_data", ctypes.c_uint32 * 2), ("buf_group", ctypes.c_uint16),
-                ("personality", ctypes.c_uint16), ("file_index", ctypes.c_uint32), ("addr3", ctypes.c_uint64),
-                ("pad", ctypes.c_uint64)]
-
-
-U32, U64 = ctypes.c_uint32, ctypes.c_uint64
+    The last of the offsets is the structure's size.
+    """
+    found = struct.unpack("<" + form[1:], bytes(range(offsets[-1])))    # each field's lowest byte is its own offset
+    assert [value & 0xFF for value in found] == [*offsets[:-1]], form
+    return struct.Struct(form)
 
 
-class SqOffsets(ctypes.Structure):
-    """struct io_sqring_offsets"""
+# --- calls
 
-    _fields_ = [("head", U32), ("tail", U32), ("ring_mask", U32), ("ring_entries", U32), ("flags", U32),
-                ("dropped", U32), ("array", U32), ("resv1", U32), ("user_addr", U64)]
-
-
-class CqOffsets(ctypes.Structure):
-    """struct io_cqring_offsets"""
-
-    _fields_ = [("head", U32), ("tail", U32), ("ring_mask", U32), ("ring_entries", U32), ("overflow", U32),
-                ("cqes", U32), ("flags", U32), ("resv1", U32), ("user_addr", U64)]
-
-
-class Params(ctypes.Structure):
-    """struct io_uring_params"""
-
-    _fields_ = [("sq_entries", U32), ("cq_entries", U32), ("flags", U32), ("sq_thread_cpu", U32),
-                ("sq_thread_idle", U32), ("features", U32), ("wq_fd", U32), ("resv", U32 * 3),
-                ("sq_off", SqOffsets), ("cq_off", CqOffsets)]
-
-
-class Iovec(ctypes.Structure):
-    """<sys/uio.h> struct iovec"""
-
-    _fields_ = [("base", ctypes.c_uint64), ("len", ctypes.c_uint64)]
-
-
-class Msghdr(ctypes.Structure):
-    """<sys/socket.h> struct msghdr, 64-bit"""
-
-    _fields_ = [("name", ctypes.c_uint64), ("namelen", ctypes.c_uint32), ("iov", ctypes.c_uint64),
-                ("iovlen", ctypes.c_uint64), ("control", ctypes.c_uint64), ("controllen", ctypes.c_uint64),
-                ("flags", ctypes.c_int32)]
-
-
-for _struct, _size in ((Sqe, 64), (SqOffsets, 40), (CqOffsets, 40), (Params, 120), (Iovec, 16), (Msghdr, 56)):
-    assert ctypes.sizeof(_struct) == _size, _struct
-for _name, _at in {"fd": 4, "off": 8, "addr": 16, "len": 24, "op_flags": 28, "user_data": 32,
-                   "buf_group": 40, "file_index": 44, "addr3": 48}.items():
-    assert getattr(Sqe, _name).offset == _at, _name
-
-# opcode, flags, ioprio, fd, off, addr, len, op_flags, user_data as (tag, generation); the pad is written as zeros
-SQE = struct.Struct("=BBHiQQIIII24x")
-SQE_CANCEL = struct.Struct("=BBHiQIIIIII24x")  # as SQE, where addr is the user_data of another operation
-# The same for a socket option: opcode, flags, ioprio, fd, cmd_op, level, optname, user_data, optlen, optval
-SQE_SOCKOPT = struct.Struct("=BBHiI4xII8xII4xIQ8x")
-CQE = struct.Struct("=IIiI")                   # struct io_uring_cqe: user_data as (tag, generation), res, flags
-BUF = struct.Struct("=QIH")                    # struct io_uring_buf but for its last two bytes: entry 0's are the tail
-MSGHDR = struct.Struct("=QI4xQQQQi4x")         # name, namelen, iov, iovlen, control, controllen, flags
-IOVEC = struct.Struct("=QQ")
-assert (SQE.size, SQE_CANCEL.size, SQE_SOCKOPT.size, CQE.size, MSGHDR.size, IOVEC.size) == (64, 64, 64, 16, 56, 16)
-
-libc = ctypes.PyDLL(None)
+libc = ctypes.PyDLL(None)       # PyDLL keeps the interpreter lock: there is one thread, and nobody to hand it to
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
-
-# --- the three system calls, two ways
-
-SYS_SETUP, SYS_ENTER, SYS_REGISTER = 425, 426, 427      # <asm-generic/unistd.h>: the same number on every architecture
-
-
-class Liburing:
-    """The calls as liburing >= 2.3 exports them: they give a result, or -errno."""
-
-    name = "liburing"
-
-    def __init__(self):
-        # PyDLL keeps the interpreter lock: there is one thread, and nobody to hand it to.
-        library = ctypes.PyDLL("liburing.so.2")
-        self.setup = library.io_uring_setup
-        self.enter = library.io_uring_enter
-        self.register = library.io_uring_register
-        self.setup.argtypes = [ctypes.c_uint, ctypes.c_void_p]
-        # enter has no argtypes: all it is given are C ints and None, and ctypes takes half the time so.
-        self.register.argtypes = [ctypes.c_int, ctypes.c_uint, ctypes.c_void_p, ctypes.c_uint]
-
-
-class Libc:
-    """The same calls through syscall(2), for where liburing is missing."""
-
-    name = "syscall(2)"
-
-    def __init__(self):
-        self.syscall = ctypes.PyDLL(None, use_errno=True).syscall
-        self.syscall.restype = ctypes.c_long
-        self.syscall.argtypes = [ctypes.c_long] * 7
-
-    def call(self, number, a, b, c=0, d=0, e=0, f=0):
-        result = self.syscall(number, a, b, c, d, e, f)
-        return result if result >= 0 else -ctypes.get_errno()
-
-    def setup(self, entries, params):
-        return self.call(SYS_SETUP, entries, params)
-
-    def enter(self, fd, to_submit, min_complete, flags, _sigmask):
-        return self.call(SYS_ENTER, fd, to_submit, min_complete, flags, 0, 8)
-
-    def register(self, fd, opcode, argument, count):
-        return self.call(SYS_REGISTER, fd, opcode, argument, count)
-
-
-def load_calls(use_liburing=True):
-    """Liburing() where it is installed and new enough, else Libc()."""
-    if use_liburing:
-        try:
-            return Liburing()
-        except (OSError, AttributeError):
-            pass
-    return Libc()
-
-
 _with_errno = ctypes.PyDLL(None, use_errno=True)
+SYS_SETUP, SYS_ENTER, SYS_REGISTER = 425, 426, 427      # io_uring's; <asm-generic/unistd.h>: the same everywhere
 
 
 def libc_call(name, *arguments, what=""):
@@ -281,6 +154,13 @@ def lock_program():
             if inode != "0" and path and re.search(r"/python3|\.so\b", path[0]):
                 start, end = (int(bound, 16) for bound in bounds.split("-"))
                 libc.mlock(start, end - start)
+
+
+# --- messages, as sendmsg and recvmsg take them
+
+# <sys/socket.h> struct msghdr, 64-bit: name, namelen, iov, iovlen, control, controllen, flags
+MSGHDR = layout("=QI4xQQQQi4x", 0, 8, 16, 24, 32, 40, 48, 56)
+IOVEC = layout("=QQ", 0, 8, 16)                 # <sys/uio.h> struct iovec: base, len
 
 
 def message_size(segments):

@@ -55,7 +55,7 @@ class SealedWorker(Worker):
         self.read_ssl, self.write_ssl = engine.openssl.SSL_read, engine.openssl.SSL_write
         self.known, self.heads = self.site.planner.by_request.get, self.site.planner.status_heads
         ring = self.ring
-        self.received = [linux.pointer(ring.pool_address + i * ring.buffer_size) for i in range(ring.buffer_mask + 1)]
+        self.received = [linux.pointer(ring.buffer_address(i)) for i in range(ring.buffer_count)]
         self.small_buffers, self.large_buffers = [], []         # those that are free
         self.gathered, self.gathered_size = [], 0               # plans whose plaintext is kept, and its bytes
 

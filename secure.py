@@ -345,7 +345,7 @@ class SecureWorker(SealedWorker):
     def keep_until_taken(self, words):
         """Keep what was armed last until the kernel has taken the entry, and so copied it: the session may be gone."""
         self.last_words.append((self.ring.tail, words))
-        while self.last_words[0][0] <= self.ring.taken:
+        while self.last_words[0][0] <= self.ring.submitted:
             self.last_words.popleft()
 
     def let_go(self, connection):

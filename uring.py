@@ -1,7 +1,31 @@
-"""io_uring from Python: one ring and its receive buffers.
+"""io_uring from Python: one ring and its receive buffers, the engine that a worker runs on.
 
-Nothing here knows about HTTP. The caller arms operations (`arm_*`) and takes completions (`wait`); all but one
-system call for each batch is reads and writes of memory that the ring shares with the kernel.
+Nothing here knows about HTTP. The caller arms operations and takes completions; all but one system call for each
+batch is reads and writes of memory that the ring shares with the kernel. The system calls go through liburing where it
+is installed, else through libc's syscall().
+
+The contract: what the rest of tarweb uses of an engine, and all that another one would have to provide
+  * Each `arm_*` hands over one operation. It ends in one completion, a multishot one in several, of which all but the
+    last have CQE_MORE; one armed with CQE_SKIP_SUCCESS completes only where it fails. What is armed with LINK is done
+    before what is armed next, and that only where it succeeded.
+  * `write` is how they do that, and takes what SQE.pack_into takes (in the ring, it is that function):
+    engine.write(engine.queue, place, opcode, flags, ioprio, fd, off, addr, length, op_flags, tag, epoch).
+    The place is `place()`; a loop that cannot spare that call does the same by hand: where `tail` is `room` it calls
+    `flush()`, it writes at (tail & `mask`) << 6, and it adds 1 to `tail`.
+  * `tail` counts what has been armed, without end; the first `submitted` of these have been handed to the kernel, which
+    has its own copy of them and of the msghdr, iovecs and timespec that they point at. The bytes of a receive or a send
+    have to stay until it has completed.
+  * `flush(count)` makes room for so many entries, so flush(`entries`) hands over all; `reserve(count)` has the next
+    `count`, at most `entries`, handed over together, as links need it.
+  * `wait()` hands over what is armed, sleeps until something completes, and gives completions in their order: (tag,
+    epoch, result, flags), where tag and epoch (32 bits each) are those that were armed, and the result is that of the
+    system call or -errno. It gives none where a signal came first. Each is dealt with, and its buffer given back,
+    before the next is looked at.
+  * What is received lies in one of `buffer_count` buffers of `buffer_size` bytes: where a completion has CQE_BUFFER,
+    the flags above CQE_BUFFER_SHIFT are its number i, and its bytes begin at i * buffer_size in `pool`, which is at
+    `buffer_address(i)`. `give_back(i)` lets it be filled again. Where `buffer_order` has i at place `buffer_tail` &
+    `buffer_mask`, nothing but to add 1 to buffer_tail needs to be done.
+  * `overflows`: how many completions the kernel has lost. `close()` lets go of an engine that has nothing in flight.
 
 Memory order, the facts
   * Ring (DEFER_TASKRUN): completions are posted, and receive buffers taken, by our own task inside
@@ -17,26 +41,105 @@ import errno
 import mmap
 import os
 import platform
-import struct
-import sys
 import threading
 import time
+from array import array
+from collections import namedtuple
 
 from linux import (
-    ACCEPT_MULTISHOT, BUF, BUFFER_SELECT, CQE, CQE_SKIP_SUCCESS, ENTER_GETEVENTS, ENTER_SQ_WAIT, ENTER_SQ_WAKEUP,
-    FEATURES, LINK, MAX_CQ_ENTRIES, NEEDED, OFF_SQ_RING, OFF_SQES, OP_ACCEPT, OP_ASYNC_CANCEL, OP_CLOSE, OP_MADVISE,
+    ACCEPT_MULTISHOT, BUFFER_SELECT, CQE_SKIP_SUCCESS, LINK, OP_ACCEPT, OP_ASYNC_CANCEL, OP_CLOSE, OP_MADVISE,
     OP_POLL_ADD, OP_READ, OP_RECV, OP_RECVMSG, OP_SEND, OP_SENDMSG, OP_SHUTDOWN, OP_TIMEOUT, OP_URING_CMD, OP_WRITE,
-    RECV_MULTISHOT, REGISTER_ENABLE_RINGS, REGISTER_PBUF_RING, REGISTER_PROBE, REGISTER_RESTRICTIONS, RESTRICTION,
-    RESTRICTION_SQE_FLAGS_ALLOWED, RESTRICTION_SQE_OP, SEND_FLAGS, SETUP_COOP_TASKRUN, SETUP_CQSIZE,
-    SETUP_DEFER_TASKRUN, SETUP_R_DISABLED, SETUP_SINGLE_ISSUER, SETUP_SQPOLL, SETUP_SUBMIT_ALL,
-    SOCKET_URING_OP_SETSOCKOPT, SQ_CQ_OVERFLOW, SQ_NEED_WAKEUP, SQE_CANCEL, SQE_SOCKOPT, SQE, Params, address_of,
-    check, load_calls,
+    RECV_MULTISHOT, SEND_FLAGS, SYS_ENTER, SYS_REGISTER, SYS_SETUP, address_of, check, layout,
 )
 
-U32 = 0xFFFFFFFF            # ring positions count modulo 2**32
-BUFFER_TAIL = 14 // 2       # struct io_uring_buf_ring: the tail, in 16-bit words
+NEEDED = {"POLL_ADD": OP_POLL_ADD, "SENDMSG": OP_SENDMSG, "RECVMSG": OP_RECVMSG, "TIMEOUT": OP_TIMEOUT,
+          "ACCEPT": OP_ACCEPT, "ASYNC_CANCEL": OP_ASYNC_CANCEL, "CLOSE": OP_CLOSE, "READ": OP_READ, "WRITE": OP_WRITE,
+          "MADVISE": OP_MADVISE, "SEND": OP_SEND, "RECV": OP_RECV, "SHUTDOWN": OP_SHUTDOWN}
 NEEDS = "tarweb needs Linux 6.1 or newer"
 
+# <linux/io_uring.h>: io_uring_setup, io_uring_enter, io_uring_register
+SETUP_SQPOLL, SETUP_CQSIZE, SETUP_R_DISABLED, SETUP_SUBMIT_ALL = 1 << 1, 1 << 3, 1 << 6, 1 << 7
+SETUP_COOP_TASKRUN, SETUP_SINGLE_ISSUER, SETUP_DEFER_TASKRUN = 1 << 8, 1 << 12, 1 << 13
+FEATURES = {"SINGLE_MMAP": 1 << 0, "NODROP": 1 << 1, "SUBMIT_STABLE": 1 << 2, "CQE_SKIP": 1 << 11}
+OFF_SQ_RING, OFF_SQES, MAX_CQ_ENTRIES = 0, 0x10000000, 65536
+ENTER_GETEVENTS, ENTER_SQ_WAKEUP, ENTER_SQ_WAIT = 1 << 0, 1 << 1, 1 << 2
+SQ_NEED_WAKEUP, SQ_CQ_OVERFLOW = 1 << 0, 1 << 1
+REGISTER_PROBE, REGISTER_RESTRICTIONS, REGISTER_ENABLE_RINGS, REGISTER_PBUF_RING = 8, 11, 12, 22
+RESTRICTION_SQE_OP, RESTRICTION_SQE_FLAGS_ALLOWED = 1, 2
+SOCKET_URING_OP_SETSOCKOPT = 3                  # enum io_uring_socket_op, Linux 6.7
+
+# The layouts of its structures. struct io_uring_sqe: opcode, flags, ioprio, fd, off, addr, len, op_flags, and user_data
+# as (tag, epoch); buf_group, personality, file_index and addr3 behind it are written as zeros
+SQE = layout("=BBHiQQIIII24x", 0, 1, 2, 4, 8, 16, 24, 28, 32, 36, 64)
+# The same where addr is the user_data of another operation
+SQE_CANCEL = layout("=BBHiQIIIIII24x", 0, 1, 2, 4, 8, 16, 20, 24, 28, 32, 36, 64)
+# and for a socket option: opcode, flags, ioprio, fd, cmd_op, level, optname, user_data, optlen, optval
+SQE_SOCKOPT = layout("=BBHiI4xII8xII4xIQ8x", 0, 1, 2, 4, 8, 16, 20, 32, 36, 44, 48, 64)
+CQE = layout("=IIiI", 0, 4, 8, 12, 16)          # struct io_uring_cqe: user_data as (tag, epoch), res, flags
+BUF = layout("=QIH", 0, 8, 12, 14)              # struct io_uring_buf but for its last two bytes: entry 0's are the tail
+BUFFER_TAIL = 14 // 2                           # struct io_uring_buf_ring: the tail, in 16-bit words
+BUF_REG = layout("=QIHH24x", 0, 8, 12, 14, 40)  # struct io_uring_buf_reg: ring_addr, ring_entries, bgid, flags
+RESTRICTION = layout("=HBx12x", 0, 2, 16)       # struct io_uring_restriction: opcode; operation or flags
+# struct io_uring_params, and at its end io_sqring_offsets and io_cqring_offsets: of all of them what is used
+PARAMS = layout("=3I4x2I16x2I8xI4xI12x2I8x2I16x", 0, 4, 8, 16, 20, 40, 44, 56, 64, 80, 84, 96, 100, 120)
+Params = namedtuple("Params", "sq_entries cq_entries flags sq_thread_idle features "
+                              "sq_head sq_tail sq_flags sq_array cq_head cq_tail cq_overflow cq_cqes")
+U32 = 0xFFFFFFFF            # ring positions count modulo 2**32
+NO_OFFSET = (1 << 64) - 1   # of a read or a write where the file's own position counts, or there is none
+
+
+# --- the three system calls, two ways
+
+class Liburing:
+    """The calls as liburing >= 2.3 exports them: they give a result, or -errno."""
+
+    name = "liburing"
+
+    def __init__(self):
+        library = ctypes.PyDLL("liburing.so.2")
+        self.setup = library.io_uring_setup
+        self.enter = library.io_uring_enter
+        self.register = library.io_uring_register
+        self.setup.argtypes = [ctypes.c_uint, ctypes.c_void_p]
+        # enter has no argtypes: all it is given are C ints and None, and ctypes takes half the time so.
+        self.register.argtypes = [ctypes.c_int, ctypes.c_uint, ctypes.c_void_p, ctypes.c_uint]
+
+
+class Libc:
+    """The same calls through syscall(2), for where liburing is missing."""
+
+    name = "syscall(2)"
+
+    def __init__(self):
+        self.syscall = ctypes.PyDLL(None, use_errno=True).syscall
+        self.syscall.restype = ctypes.c_long
+        self.syscall.argtypes = [ctypes.c_long] * 7
+
+    def call(self, number, a, b, c=0, d=0, e=0, f=0):
+        result = self.syscall(number, a, b, c, d, e, f)
+        return result if result >= 0 else -ctypes.get_errno()
+
+    def setup(self, entries, params):
+        return self.call(SYS_SETUP, entries, params)
+
+    def enter(self, fd, to_submit, min_complete, flags, _sigmask):
+        return self.call(SYS_ENTER, fd, to_submit, min_complete, flags, 0, 8)
+
+    def register(self, fd, opcode, argument, count):
+        return self.call(SYS_REGISTER, fd, opcode, argument, count)
+
+
+def load_calls(use_liburing=True):
+    """Liburing() where it is installed and new enough, else Libc()."""
+    if use_liburing:
+        try:
+            return Liburing()
+        except (OSError, AttributeError):
+            pass
+    return Libc()
+
+
+# --- what cannot be had
 
 class RingError(Exception):
     """io_uring cannot be had here; the text says why and what to do."""
@@ -78,7 +181,7 @@ def fence():
 class Ring:
     """One io_uring and its receive buffers, for about so many `connections` at a time.
 
-    Completions carry the (tag, generation) that the operation was armed with. Raises RingError where the kernel
+    Completions carry the (tag, epoch) that the operation was armed with. Raises RingError where the kernel
     cannot do it.
 
     operations: the only ones (OP_*) that can ever be done with it, None for all; see `restrict`.
@@ -89,6 +192,7 @@ class Ring:
     descriptors cost nothing that could be measured.)
     """
 
+    write = staticmethod(SQE.pack_into)
     mode = SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN | SETUP_COOP_TASKRUN
     fenced = False
 
@@ -107,34 +211,34 @@ class Ring:
     # start-up
 
     def setup(self, entries, connections, sqpoll_ms, more_flags=0):
-        self.params = params = Params()
-        params.flags = SETUP_SUBMIT_ALL | SETUP_CQSIZE | self.mode | more_flags
-        params.sq_thread_idle = sqpoll_ms
-        params.cq_entries = min(max(4 * entries, 2 * connections), MAX_CQ_ENTRIES)
-        fd = self.calls.setup(entries, ctypes.addressof(params))
+        flags = SETUP_SUBMIT_ALL | SETUP_CQSIZE | self.mode | more_flags
+        cq_entries = min(max(4 * entries, 2 * connections), MAX_CQ_ENTRIES)
+        memory = bytearray(PARAMS.pack(0, cq_entries, flags, sqpoll_ms, *(0,) * 9))
+        fd = self.calls.setup(entries, address_of(memory))
         if fd < 0:
             raise RingError(explain(-fd))
-        missing = [name for name, bit in FEATURES.items() if not params.features & bit]
+        self.params = Params._make(PARAMS.unpack(memory))
+        missing = [name for name, bit in FEATURES.items() if not self.params.features & bit]
         if missing:
             raise RingError(f"this kernel's io_uring lacks {', '.join(missing)}: {NEEDS}")
         return fd
 
     def map_queues(self):
-        sq, cq = self.params.sq_off, self.params.cq_off
-        self.entries, self.cq_entries = self.params.sq_entries, self.params.cq_entries
-        size = max(sq.array + 4 * self.entries, cq.cqes + CQE.size * self.cq_entries)
+        params = self.params
+        self.entries, self.cq_entries = params.sq_entries, params.cq_entries
+        array_end = params.sq_array + 4 * self.entries
+        size = max(array_end, params.cq_cqes + CQE.size * self.cq_entries)
         shared = mmap.MAP_SHARED | mmap.MAP_POPULATE
-        self.queues = mmap.mmap(self.fd, size, shared, offset=OFF_SQ_RING)
-        self.sqes = mmap.mmap(self.fd, self.entries * SQE.size, shared, offset=OFF_SQES)
-        self.words = memoryview(self.queues)[:size & ~3].cast("I")
-        self.words[sq.array // 4:sq.array // 4 + self.entries] = memoryview(
-            b"".join(i.to_bytes(4, sys.byteorder) for i in range(self.entries))).cast("I")
-        self.sq_head, self.sq_tail, self.sq_flags = sq.head // 4, sq.tail // 4, sq.flags // 4
-        self.cq_head, self.cq_tail, self.cqes = cq.head // 4, cq.tail // 4, cq.cqes
-        self.cq_overflow = cq.overflow // 4
+        self.rings = mmap.mmap(self.fd, size, shared, offset=OFF_SQ_RING)
+        self.queue = mmap.mmap(self.fd, self.entries * SQE.size, shared, offset=OFF_SQES)
+        self.words = memoryview(self.rings)[:size & ~3].cast("I")
+        self.words[params.sq_array // 4:array_end // 4] = array("I", range(self.entries))
+        self.sq_head, self.sq_tail, self.sq_flags = params.sq_head // 4, params.sq_tail // 4, params.sq_flags // 4
+        self.cq_head, self.cq_tail, self.cq_overflow = params.cq_head // 4, params.cq_tail // 4, params.cq_overflow // 4
+        self.cqes = params.cq_cqes
         self.mask, self.cq_mask = self.entries - 1, self.cq_entries - 1
         self.tail = 0                         # of the submission queue, counted without end
-        self.taken = 0                        # how much of it the kernel has taken
+        self.submitted = 0                    # how much of it the kernel has consumed, counted likewise
         self.room = self.entries              # where `tail` must stop for want of a free entry
         self.head = 0                         # of the completion queue, modulo 2**32
 
@@ -152,14 +256,14 @@ class Ring:
 
     def register_buffers(self, count, size):
         """`count` (a power of two) receive buffers of `size` bytes, in a ring that the kernel takes them from."""
-        self.buffer_size, self.buffer_mask = size, count - 1
+        self.buffer_count, self.buffer_size, self.buffer_mask = count, size, count - 1
         self.pool = mmap.mmap(-1, count * size)
         self.buffer_ring = mmap.mmap(-1, count * 16)
         self.pool_address = address_of(self.pool)
         self.buffer_tail_word = memoryview(self.buffer_ring).cast("H")
-        registration = bytearray(struct.pack("=QIHH24x", address_of(self.buffer_ring), count, 0, 0))
+        registration = BUF_REG.pack(address_of(self.buffer_ring), count, 0, 0)
         check(self.register(REGISTER_PBUF_RING, registration, 1), "io_uring_register(PBUF_RING)")
-        self.order = [-1] * count             # which buffer stands at each place of the ring
+        self.buffer_order = [-1] * count      # which buffer stands at each place of the ring
         self.buffer_tail = 0
         for i in range(count):
             self.give_back(i)
@@ -184,10 +288,15 @@ class Ring:
 
     def attempt(self, op):
         """The results of an operation on no file, in a list that is never empty."""
-        SQE.pack_into(self.sqes, self.place(), op, 0, 0, -1, 0, 0, 0, 0, 0, 0)
+        self.write(self.queue, self.place(), op, 0, 0, -1, 0, 0, 0, 0, 0, 0)
         while not (found := [result for _, _, result, _ in self.wait()]):
             pass                            # a signal came first
         return found
+
+    @property
+    def overflows(self):
+        """How many completions the kernel has lost for want of room or memory."""
+        return self.words[self.cq_overflow]
 
     def close(self):
         """Let go of a ring that nothing is in flight in."""
@@ -195,15 +304,19 @@ class Ring:
 
     # receive buffers
 
+    def buffer_address(self, i):
+        """The address of receive buffer `i`."""
+        return self.pool_address + i * self.buffer_size
+
     def give_back(self, i):
         """Put buffer `i` at the end of the ring; the kernel sees it after `publish_buffers`.
 
         The kernel takes buffers in the ring's order, so the entry is nearly always there already.
         """
         place = self.buffer_tail & self.buffer_mask
-        if self.order[place] != i:
-            self.order[place] = i
-            BUF.pack_into(self.buffer_ring, place * 16, self.pool_address + i * self.buffer_size, self.buffer_size, i)
+        if self.buffer_order[place] != i:
+            self.buffer_order[place] = i
+            BUF.pack_into(self.buffer_ring, place * 16, self.buffer_address(i), self.buffer_size, i)
         self.buffer_tail += 1
 
     def publish_buffers(self):
@@ -212,7 +325,7 @@ class Ring:
     # arming: each puts one operation in the submission queue, and `wait` hands them to the kernel
 
     def place(self):
-        """Where in `sqes` the next entry goes."""
+        """Where in `queue` the next entry goes."""
         if self.tail == self.room:
             self.flush()
         at = (self.tail & self.mask) << 6
@@ -225,74 +338,70 @@ class Ring:
             self.flush(count)
 
     def arm_accept(self, tag, fd, multishot):
-        SQE.pack_into(self.sqes, self.place(), OP_ACCEPT, 0, ACCEPT_MULTISHOT if multishot else 0, fd,
-                           0, 0, 0, 0, tag, 0)
+        self.write(self.queue, self.place(), OP_ACCEPT, 0, ACCEPT_MULTISHOT if multishot else 0, fd, 0, 0, 0, 0, tag, 0)
 
-    def arm_recv(self, tag, generation, fd, multishot=True, at_most=0):
+    def arm_recv(self, tag, epoch, fd, multishot=True, at_most=0):
         """Multishot: one completion for each piece received, until one comes without CQE_MORE.
 
         `at_most`: bytes of a single piece, 0 for as many as a buffer takes.
         """
-        SQE.pack_into(self.sqes, self.place(), OP_RECV, BUFFER_SELECT,
-                           RECV_MULTISHOT if multishot else 0, fd, 0, 0, at_most, 0, tag, generation)
+        self.write(self.queue, self.place(), OP_RECV, BUFFER_SELECT,
+                   RECV_MULTISHOT if multishot else 0, fd, 0, 0, at_most, 0, tag, epoch)
 
-    def arm_recvmsg(self, tag, generation, fd, msghdr, message_flags=0):
+    def arm_recvmsg(self, tag, epoch, fd, msghdr, message_flags=0):
         """One message into what `msghdr` points at (kept alive by the caller)."""
-        SQE.pack_into(self.sqes, self.place(), OP_RECVMSG, 0, 0, fd, 0, msghdr, 1, message_flags, tag, generation)
+        self.write(self.queue, self.place(), OP_RECVMSG, 0, 0, fd, 0, msghdr, 1, message_flags, tag, epoch)
 
-    def arm_sendmsg(self, tag, generation, fd, msghdr, message_flags=SEND_FLAGS, flags=0):
-        SQE.pack_into(self.sqes, self.place(), OP_SENDMSG, flags, 0, fd,
-                           0, msghdr, 1, message_flags, tag, generation)
+    def arm_sendmsg(self, tag, epoch, fd, msghdr, message_flags=SEND_FLAGS, flags=0):
+        self.write(self.queue, self.place(), OP_SENDMSG, flags, 0, fd, 0, msghdr, 1, message_flags, tag, epoch)
 
-    def arm_send(self, tag, generation, fd, address, length, message_flags=SEND_FLAGS, flags=0):
-        SQE.pack_into(self.sqes, self.place(), OP_SEND, flags, 0, fd,
-                           0, address, length, message_flags, tag, generation)
+    def arm_send(self, tag, epoch, fd, address, length, message_flags=SEND_FLAGS, flags=0):
+        self.write(self.queue, self.place(), OP_SEND, flags, 0, fd, 0, address, length, message_flags, tag, epoch)
 
-    def arm_setsockopt(self, tag, generation, fd, option, value, flags=0):
+    def arm_setsockopt(self, tag, epoch, fd, option, value, flags=0):
         """setsockopt(2) with `option` (level, name) and `value` (address, length), kept alive by the caller.
 
         Linux 6.7; before that it completes with -EOPNOTSUPP.
         """
-        SQE_SOCKOPT.pack_into(self.sqes, self.place(), OP_URING_CMD, flags, 0, fd, SOCKET_URING_OP_SETSOCKOPT,
-                              *option, tag, generation, value[1], value[0])
+        SQE_SOCKOPT.pack_into(self.queue, self.place(), OP_URING_CMD, flags, 0, fd, SOCKET_URING_OP_SETSOCKOPT,
+                              *option, tag, epoch, value[1], value[0])
 
-    def arm_shutdown(self, tag, generation, fd, how):
+    def arm_shutdown(self, tag, epoch, fd, how):
         """shutdown(2). The kernel always gives this to a worker thread of its own: not for the common path."""
-        SQE.pack_into(self.sqes, self.place(), OP_SHUTDOWN, 0, 0, fd,
-                           0, 0, how, 0, tag, generation)
+        self.write(self.queue, self.place(), OP_SHUTDOWN, 0, 0, fd, 0, 0, how, 0, tag, epoch)
 
-    def arm_cancel(self, tag, target_tag, target_generation):
-        """Cancel what was armed with that tag and generation: it ends with -ECANCELED. Completes only if it fails."""
-        SQE_CANCEL.pack_into(self.sqes, self.place(), OP_ASYNC_CANCEL, CQE_SKIP_SUCCESS, 0, -1,
-                             0, target_tag, target_generation, 0, 0, tag, 0)
+    def arm_cancel(self, tag, target_tag, target_epoch):
+        """Cancel what was armed with that tag and epoch: it ends with -ECANCELED. Completes only if it fails."""
+        SQE_CANCEL.pack_into(self.queue, self.place(), OP_ASYNC_CANCEL, CQE_SKIP_SUCCESS, 0, -1,
+                             0, target_tag, target_epoch, 0, 0, tag, 0)
 
-    def arm_close(self, tag, generation, fd):
+    def arm_close(self, tag, epoch, fd):
         """Close. No completion unless it fails: the descriptor's next one is that of an accept."""
-        SQE.pack_into(self.sqes, self.place(), OP_CLOSE, CQE_SKIP_SUCCESS, 0, fd, 0, 0, 0, 0, tag, generation)
+        self.write(self.queue, self.place(), OP_CLOSE, CQE_SKIP_SUCCESS, 0, fd, 0, 0, 0, 0, tag, epoch)
 
     def arm_read(self, tag, fd, buffer):
         """Read from a pipe into `buffer` (writable, kept alive by the caller)."""
-        self.arm_pread(tag, 0, fd, address_of(buffer), len(buffer), (1 << 64) - 1)
+        self.arm_pread(tag, 0, fd, address_of(buffer), len(buffer), NO_OFFSET)
 
-    def arm_pread(self, tag, generation, fd, address, length, offset):
+    def arm_pread(self, tag, epoch, fd, address, length, offset):
         """Read from a file at `offset` into `length` bytes of memory at `address`."""
-        SQE.pack_into(self.sqes, self.place(), OP_READ, 0, 0, fd, offset, address, length, 0, tag, generation)
+        self.write(self.queue, self.place(), OP_READ, 0, 0, fd, offset, address, length, 0, tag, epoch)
 
     def arm_write(self, tag, fd, address, length):
         """Write `length` bytes at `address`, kept alive by the caller, to the end of a file or into a pipe."""
-        SQE.pack_into(self.sqes, self.place(), OP_WRITE, 0, 0, fd, (1 << 64) - 1, address, length, 0, tag, 0)
+        self.write(self.queue, self.place(), OP_WRITE, 0, 0, fd, NO_OFFSET, address, length, 0, tag, 0)
 
-    def arm_madvise(self, tag, generation, address, length, advice, flags=0):
+    def arm_madvise(self, tag, epoch, address, length, advice, flags=0):
         """madvise(2). The kernel always gives this to a worker thread of its own, so it may wait for a disk."""
-        SQE.pack_into(self.sqes, self.place(), OP_MADVISE, flags, 0, -1, 0, address, length, advice, tag, generation)
+        self.write(self.queue, self.place(), OP_MADVISE, flags, 0, -1, 0, address, length, advice, tag, epoch)
 
-    def arm_poll(self, tag, generation, fd, events, flags=0):
+    def arm_poll(self, tag, epoch, fd, events, flags=0):
         """One completion when one of `events` (poll(2)) has come, which it gives."""
-        SQE.pack_into(self.sqes, self.place(), OP_POLL_ADD, flags, 0, fd, 0, 0, 0, events, tag, generation)
+        self.write(self.queue, self.place(), OP_POLL_ADD, flags, 0, fd, 0, 0, 0, events, tag, epoch)
 
     def arm_timeout(self, tag, timespec):
         """One completion after `timespec` (struct __kernel_timespec in a bytearray, kept alive by the caller)."""
-        SQE.pack_into(self.sqes, self.place(), OP_TIMEOUT, 0, 0, -1, 0, address_of(timespec), 1, 0, tag, 0)
+        self.write(self.queue, self.place(), OP_TIMEOUT, 0, 0, -1, 0, address_of(timespec), 1, 0, tag, 0)
 
     # submitting and completing
 
@@ -310,12 +419,12 @@ class Ring:
     def enter(self, min_complete):
         """Submit and run what is due of our own task's work. What passes by itself is left to the next call."""
         self.words[self.sq_tail] = self.tail & U32
-        taken = self.system_enter(self.fd, self.tail - self.taken, min_complete, ENTER_GETEVENTS, None)
-        if taken < 0:
-            ignore_passing(taken)
+        consumed = self.system_enter(self.fd, self.tail - self.submitted, min_complete, ENTER_GETEVENTS, None)
+        if consumed < 0:
+            ignore_passing(consumed)
             return
-        self.taken += taken
-        self.room = self.taken + self.entries
+        self.submitted += consumed
+        self.room = self.submitted + self.entries
 
     def flush(self, count=1):
         """Make room for `count` entries in the submission queue."""
@@ -333,18 +442,18 @@ class Ring:
         return True
 
     def completions(self):
-        """All completions posted so far as (tag, generation, result, flags), copied out: the queue is free again."""
+        """All completions posted so far as (tag, epoch, result, flags), copied out: the queue is free again."""
         tail, head = self.words[self.cq_tail], self.head
         if tail == head:
             return ()
         if self.fenced:             # between the tail and what lies before it
             fence()
         start, end = head & self.cq_mask, ((tail - 1) & self.cq_mask) + 1
-        queue, at = self.queues, self.cqes
+        rings, at = self.rings, self.cqes
         if start < end:
-            found = queue[at + start * 16:at + end * 16]
+            found = rings[at + start * 16:at + end * 16]
         else:
-            found = queue[at + start * 16:at + self.cq_entries * 16] + queue[at:at + end * 16]
+            found = rings[at + start * 16:at + self.cq_entries * 16] + rings[at:at + end * 16]
         if self.fenced:             # between our copying and what may be written there now
             fence()
         self.head = self.words[self.cq_head] = tail
@@ -379,8 +488,8 @@ class PolledRing(Ring):
         fence()
         words[self.sq_tail] = self.tail & U32
         fence()
-        self.taken = self.tail - ((self.tail - words[self.sq_head]) & U32)
-        self.room = self.taken + self.entries
+        self.submitted = self.tail - ((self.tail - words[self.sq_head]) & U32)
+        self.room = self.submitted + self.entries
         if words[self.sq_flags] & SQ_NEED_WAKEUP:
             self.call(0, ENTER_SQ_WAKEUP)
 
@@ -397,9 +506,9 @@ class PolledRing(Ring):
         words, tail, head = self.words, self.cq_tail, self.head
         deadline = 0.0
         while words[tail] == head:
-            now = time.monotonic()
-            deadline = deadline or now + self.busyloop
-            if now >= deadline:
+            moment = time.monotonic()
+            deadline = deadline or moment + self.busyloop
+            if moment >= deadline:
                 return False
         return True
 

@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from types import SimpleNamespace
 
-from simulated import PAGE, RECEIVES, SENDS, STREAMS, Datagram, Kernel, Socket, make_ring, present
+from simulated import PAGE, RECEIVES, SENDS, STREAMS, Datagram, Kernel, Socket, Sqe, make_ring, present
 
 import linux
 import accesslog
@@ -796,7 +796,7 @@ class World:
     def armed(self):
         """The entries that the kernel has not taken yet."""
         ring, start = self.worker.ring, self.kernel.sq_head
-        return [linux.Sqe.from_buffer_copy(ring.sqes, (i & ring.mask) * 64) for i in range(start, ring.tail)]
+        return [Sqe.from_buffer_copy(ring.queue, (i & ring.mask) * 64) for i in range(start, ring.tail)]
 
     def check_connection(self, connection, client):
         state, slot = connection.state, connection.slot
@@ -836,7 +836,7 @@ class World:
         given = [kernel.buffer(position) for position in range(kernel.buffer_head, ring.buffer_tail)]
         assert sorted(held + [buffer for _, _, buffer in given]) == list(range(kernel.buffers))
         for address, length, buffer in given:
-            assert (address, length) == (ring.pool_address + buffer * ring.buffer_size, ring.buffer_size)
+            assert (address, length) == (ring.buffer_address(buffer), ring.buffer_size)
 
     def check_closed(self):
         """Clients whose connection has ended have got what they ought to."""

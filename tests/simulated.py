@@ -1,6 +1,6 @@
 """A kernel of our own behind the three system calls, for driving uring.Ring and the workers through any schedule.
 
-`Kernel` stands where linux.Liburing and linux.Libc stand. Its memory is a real (anonymous) file, so uring.Ring maps
+`Kernel` stands where uring.Liburing and uring.Libc stand. Its memory is a real (anonymous) file, so uring.Ring maps
 it, writes 64-byte entries into it and reads completions out of it as ever; only what the operations do is
 decided here, and a test says which of them goes on, and when.
 
@@ -54,6 +54,59 @@ ZERO_PAGE = 4096            # nothing is mapped below
 END = -(1 << 16)            # no errno
 
 
+# --- what programs and the kernel tell each other, read and written as the headers have it: <linux/io_uring.h>
+
+U32, U64 = ctypes.c_uint32, ctypes.c_uint64
+
+
+class Sqe(ctypes.Structure):
+    """struct io_uring_sqe"""
+
+    _fields_ = [("opcode", ctypes.c_uint8), ("flags", ctypes.c_uint8), ("ioprio", ctypes.c_uint16),
+                ("fd", ctypes.c_int32), ("off", ctypes.c_uint64), ("addr", ctypes.c_uint64), ("len", ctypes.c_uint32),
+                ("op_flags", ctypes.c_uint32), ("user_data", ctypes.c_uint32 * 2), ("buf_group", ctypes.c_uint16),
+                ("personality", ctypes.c_uint16), ("file_index", ctypes.c_uint32), ("addr3", ctypes.c_uint64),
+                ("pad", ctypes.c_uint64)]
+
+
+class SqOffsets(ctypes.Structure):
+    """struct io_sqring_offsets"""
+
+    _fields_ = [("head", U32), ("tail", U32), ("ring_mask", U32), ("ring_entries", U32), ("flags", U32),
+                ("dropped", U32), ("array", U32), ("resv1", U32), ("user_addr", U64)]
+
+
+class CqOffsets(ctypes.Structure):
+    """struct io_cqring_offsets"""
+
+    _fields_ = [("head", U32), ("tail", U32), ("ring_mask", U32), ("ring_entries", U32), ("overflow", U32),
+                ("cqes", U32), ("flags", U32), ("resv1", U32), ("user_addr", U64)]
+
+
+class Params(ctypes.Structure):
+    """struct io_uring_params"""
+
+    _fields_ = [("sq_entries", U32), ("cq_entries", U32), ("flags", U32), ("sq_thread_cpu", U32),
+                ("sq_thread_idle", U32), ("features", U32), ("wq_fd", U32), ("resv", U32 * 3),
+                ("sq_off", SqOffsets), ("cq_off", CqOffsets)]
+
+
+class Iovec(ctypes.Structure):
+    """<sys/uio.h> struct iovec"""
+
+    _fields_ = [("base", ctypes.c_uint64), ("len", ctypes.c_uint64)]
+
+
+class Msghdr(ctypes.Structure):
+    """<sys/socket.h> struct msghdr, 64-bit"""
+
+    _fields_ = [("name", ctypes.c_uint64), ("namelen", ctypes.c_uint32), ("iov", ctypes.c_uint64),
+                ("iovlen", ctypes.c_uint64), ("control", ctypes.c_uint64), ("controllen", ctypes.c_uint64),
+                ("flags", ctypes.c_int32)]
+
+
+# --- the kernel
+
 class Socket:
     """An accepted connection, and with it all that its client sends, takes and does."""
 
@@ -64,7 +117,7 @@ class Socket:
         self.room = 0               # bytes that it would take now
         self.received = bytearray() # by the client
         self.delivered = 0          # bytes received from it
-        self.taken = 0              # bytes on the wire of records that a receive has opened and not told of
+        self.opened = 0             # bytes on the wire of records that a receive has opened and not told of
         self.shut = False           # our side is
         self.closed = False
         self.excuse = None          # why it may miss a response
@@ -124,7 +177,7 @@ class Operation:
 
 
 class Kernel:
-    """setup, enter and register, as linux.Liburing gives them. `clock` has `now`, in seconds.
+    """setup, enter and register, as uring.Liburing gives them. `clock` has `now`, in seconds.
 
     `on_enter(waiting)` is called before anything is submitted, `on_wait()` when the caller would sleep: it lets
     things happen (`go_on`, `end`), or leaves the queue empty as a signal would. `submits(count)` says how many
@@ -162,7 +215,7 @@ class Kernel:
         self.damage = None          # the descriptor that can be read when an archive has been written to
         self.damaged = False        # whether it can
         self.begun = Counter()      # slot -> sends
-        self.too_late = set()       # (tag, generation) of what had been begun when it was to be cancelled
+        self.too_late = set()       # (tag, epoch) of what had been begun when it was to be cancelled
         self.over = False           # nobody takes completions any more
         self.stuck = ()             # codes of operations that do not go on with all others
         self.holds = lambda: False  # whether a receive takes its time between taking a buffer and completing
@@ -175,28 +228,28 @@ class Kernel:
     # the three system calls
 
     def setup(self, entries, address):
-        params = linux.Params.from_address(address)
+        params = Params.from_address(address)
         self.entries = params.sq_entries = 1 << (entries - 1).bit_length()
         self.cq_entries = params.cq_entries = min(1 << (params.cq_entries - 1).bit_length(), self.most_completions)
         params.features = 0xFFFFFFFF
-        self.polled = bool(params.flags & linux.SETUP_SQPOLL)
+        self.polled = bool(params.flags & uring.SETUP_SQPOLL)
         sq, cq = params.sq_off, params.cq_off
         sq.head, sq.tail, sq.flags, sq.array = 4 * SQ_HEAD, 4 * SQ_TAIL, 4 * SQ_FLAGS, RING_BYTES + 16 * self.cq_entries
         cq.head, cq.tail, cq.cqes, cq.overflow = 4 * CQ_HEAD, 4 * CQ_TAIL, RING_BYTES, 80
         self.fd = os.memfd_create("ring")
-        os.ftruncate(self.fd, linux.OFF_SQES + 64 * self.entries)
+        os.ftruncate(self.fd, uring.OFF_SQES + 64 * self.entries)
         self.rings = mmap.mmap(self.fd, sq.array + 4 * self.entries)
         self.words = memoryview(self.rings).cast("I")
-        self.sqes = mmap.mmap(self.fd, 64 * self.entries, offset=linux.OFF_SQES)
+        self.sqes = mmap.mmap(self.fd, 64 * self.entries, offset=uring.OFF_SQES)
         self.sq_head = self.cq_head = self.cq_tail = 0
-        self.words[SQ_FLAGS] = linux.SQ_NEED_WAKEUP if self.polled else 0
+        self.words[SQ_FLAGS] = uring.SQ_NEED_WAKEUP if self.polled else 0
         return self.fd
 
     def register(self, fd, opcode, address, count):
         assert fd == self.fd
-        if opcode == linux.REGISTER_PROBE:
+        if opcode == uring.REGISTER_PROBE:
             ctypes.memset(address, 1, 16 + 8 * count)
-        elif opcode == linux.REGISTER_PBUF_RING:
+        elif opcode == uring.REGISTER_PBUF_RING:
             self.buffer_ring, self.buffers = struct.unpack("=QI", ctypes.string_at(address, 12))
             self.buffer_head = 0
         else:
@@ -206,7 +259,7 @@ class Kernel:
     def enter(self, fd, to_submit, min_complete, flags, _sigmask):
         assert fd == self.fd
         self.notice_taken()
-        if flags & linux.ENTER_GETEVENTS:
+        if flags & uring.ENTER_GETEVENTS:
             self.flush_overflow()
         self.on_enter(bool(min_complete))
         if error := self.fails():
@@ -214,12 +267,12 @@ class Kernel:
             return -error
         tail = self.words[SQ_TAIL]
         if self.polled:
-            self.show(linux.SQ_NEED_WAKEUP, self.sleeps())
+            self.show(uring.SQ_NEED_WAKEUP, self.sleeps())
             assert to_submit == 0
-            if not flags & (linux.ENTER_SQ_WAKEUP | linux.ENTER_SQ_WAIT | linux.ENTER_GETEVENTS):
+            if not flags & (uring.ENTER_SQ_WAKEUP | uring.ENTER_SQ_WAIT | uring.ENTER_GETEVENTS):
                 return 0
             to_submit = tail - self.sq_head
-        assert flags & linux.ENTER_GETEVENTS or self.polled
+        assert flags & uring.ENTER_GETEVENTS or self.polled
         assert to_submit == tail - self.sq_head <= self.entries
         # A polling thread gets to all of it while the caller sleeps.
         count = to_submit if not to_submit or self.polled and min_complete else self.submits(to_submit)
@@ -265,7 +318,7 @@ class Kernel:
         """What did not fit into the queue goes there as far as there is room now (io_cqring_do_overflow_flush)."""
         while self.overflow and self.has_room:
             self.put(self.overflow.popleft())
-        self.show(linux.SQ_CQ_OVERFLOW, bool(self.overflow))
+        self.show(uring.SQ_CQ_OVERFLOW, bool(self.overflow))
 
     @property
     def has_room(self):
@@ -277,11 +330,11 @@ class Kernel:
 
     def post(self, user, slot, result, flags=0):
         self.unseen.append((user, slot, result, flags))
-        completion = linux.CQE.pack(*user, result, flags)
+        completion = uring.CQE.pack(*user, result, flags)
         if self.overflow or not self.has_room:
             self.counts["overflow"] += 1
             self.overflow.append(completion)
-            self.show(linux.SQ_CQ_OVERFLOW, True)
+            self.show(uring.SQ_CQ_OVERFLOW, True)
         else:
             self.put(completion)
 
@@ -485,8 +538,8 @@ class Kernel:
         self.operations.append(operation)
 
     def begin_setsockopt(self, operation):
-        (_, _, _, slot, command, level, name, *_, size, address) = linux.SQE_SOCKOPT.unpack(operation.entry)
-        assert command == linux.SOCKET_URING_OP_SETSOCKOPT
+        (_, _, _, slot, command, level, name, *_, size, address) = uring.SQE_SOCKOPT.unpack(operation.entry)
+        assert command == uring.SOCKET_URING_OP_SETSOCKOPT
         assert slot in self.sockets, f"an option for free slot {slot}"
         self.complete(operation, -self.set_option(slot, level, name, ctypes.string_at(address, size)))
 
@@ -614,8 +667,8 @@ class Kernel:
     def received(self, operation, more):
         (buffer, size), operation.held = operation.held, None
         socket = self.sockets[operation.slot]
-        socket.delivered += socket.taken if socket.rx else size
-        socket.taken = 0
+        socket.delivered += socket.opened if socket.rx else size
+        socket.opened = 0
         flags = linux.CQE_BUFFER | buffer << linux.CQE_BUFFER_SHIFT | (NONEMPTY if socket.incoming else 0)
         return self.complete(operation, size, flags | self.goes_on(operation, more))
 
@@ -663,7 +716,7 @@ class Kernel:
             piece, record[0] = record[0][:size - len(found)], record[0][size - len(found):]
             found += piece
             if not record[0]:
-                socket.taken += socket.records.popleft()[2]
+                socket.opened += socket.records.popleft()[2]
                 self.open_records(socket, 1)
         return found
 
@@ -674,8 +727,8 @@ class Kernel:
         if not queue and not self.listeners[operation.slot].shut:
             return False
         datagram = queue.popleft() if queue else Datagram(None)     # unix(7): a socket that is shut gives no bytes
-        header = linux.Msghdr.from_address(operation.address)
-        iovec = linux.Iovec.from_address(header.iov)
+        header = Msghdr.from_address(operation.address)
+        iovec = Iovec.from_address(header.iov)
         assert header.controllen == CMSG_RIGHTS.size and header.iovlen == 1 and not header.name
         header.flags = linux.MSG_CMSG_CLOEXEC | linux.MSG_TRUNC * datagram.cut
         header.controllen, self.passed = 0, None
@@ -712,8 +765,8 @@ class Kernel:
         if readable not in (1, -errno.EIO):
             return bool(readable) and self.complete(operation, 0 if readable == END else readable)
         content, kind, _ = record = socket.records[0]
-        header = linux.Msghdr.from_address(operation.address)
-        iovec = linux.Iovec.from_address(header.iov)
+        header = Msghdr.from_address(operation.address)
+        iovec = Iovec.from_address(header.iov)
         assert header.controllen >= CMSG.size and header.iovlen == 1
         ctypes.memmove(header.control, CMSG.pack(17, SOL_TLS, GET_RECORD_TYPE, kind), CMSG.size)
         piece, record[0] = content[:iovec.len], content[iovec.len:]
@@ -832,9 +885,9 @@ def pages(address, length):
 
 def message(address):
     """(segments, type of the record or None) of the msghdr at `address`."""
-    header = linux.Msghdr.from_address(address)
+    header = Msghdr.from_address(address)
     assert not header.name and not header.flags
-    iovecs = (linux.Iovec * header.iovlen).from_address(header.iov)
+    iovecs = (Iovec * header.iovlen).from_address(header.iov)
     kind = None
     if header.control:
         assert header.controllen == CMSG.size

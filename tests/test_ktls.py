@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 import tlskeys
+from simulated import Iovec, Msghdr
 from tlskeys import SUITES, TLS_1_2, TLS_1_3, Direction
 
 import linux
@@ -214,9 +215,9 @@ def test_layouts_are_those_of_the_headers(tmp_path):
 
 def control_of(message):
     """(level, type, data) of a ControlMessage's cmsg, and its record, by way of the pointers in its msghdr."""
-    header = linux.Msghdr.from_address(message.address)
+    header = Msghdr.from_address(message.address)
     assert (header.name, header.namelen, header.flags, header.iovlen) == (0, 0, 0, 1)
-    iovec = linux.Iovec.from_address(header.iov)
+    iovec = Iovec.from_address(header.iov)
     length, level, kind = struct.unpack("=Qii", ctypes.string_at(header.control, 16))
     assert length <= header.controllen == 24
     data = ctypes.string_at(header.control + 16, max(length - 16, 0))
@@ -237,10 +238,10 @@ def test_room_for_a_record():
 def test_received_record(size):
     """As the kernel writes it: through the pointers."""
     message = ktls.ControlMessage(64)
-    header = linux.Msghdr.from_address(message.address)
+    header = Msghdr.from_address(message.address)
     control = struct.pack("=QiiB", 17, 282, 2, 22)
     ctypes.memmove(header.control, control, len(control))
-    ctypes.memmove(linux.Iovec.from_address(header.iov).base, b"x" * size, size)
+    ctypes.memmove(Iovec.from_address(header.iov).base, b"x" * size, size)
     assert message.record(size) == (22, b"x" * size)
 
 
@@ -248,7 +249,7 @@ def test_received_record(size):
 def test_another_control_message_is_no_record_type(level, kind):
     message = ktls.ControlMessage(64)
     control = struct.pack("=QiiB", 17, level, kind, 21)
-    ctypes.memmove(linux.Msghdr.from_address(message.address).control, control, len(control))
+    ctypes.memmove(Msghdr.from_address(message.address).control, control, len(control))
     assert message.record(2) == (0, bytes(2))
 
 
@@ -277,7 +278,7 @@ class Refusing:
     def __init__(self, results):
         self.results, self.closed, self.asked = results, False, []
 
-    def arm_setsockopt(self, tag, generation, fd, option, value, flags=0):
+    def arm_setsockopt(self, tag, epoch, fd, option, value, flags=0):
         self.asked.append((option, ctypes.string_at(*value)))
 
     def wait(self):

@@ -80,9 +80,9 @@ def a_receive_never_cancelled(patch):
 
 @fault
 def a_send_never_cancelled(patch):
-    def arm_cancel(self, tag, target, generation):
+    def arm_cancel(self, tag, target, epoch):
         if target & ~door.SLOT != door.SEND:
-            original(self, tag, target, generation)
+            original(self, tag, target, epoch)
 
     original = uring.Ring.arm_cancel
     patch(uring.Ring, "arm_cancel", arm_cancel)

@@ -195,7 +195,7 @@ def test_an_exception_is_told_though_no_source_can_be_read(start, site, tmp_path
 LYING = """if True:
     import sys
     sys.path.insert(0, sys.argv.pop(1))
-    import linux, os, sandbox, tarweb, uring
+    import os, sandbox, tarweb, uring
     lie = sys.argv.pop(1)
     libc_call, register = sandbox.libc_call, uring.Ring.register
     if lie == "setresuid":
@@ -207,7 +207,7 @@ LYING = """if True:
         sandbox.put_filter = lambda _: None
     elif lie == "restrictions":
         uring.Ring.register = lambda ring, opcode, *more: (
-            0 if opcode == linux.REGISTER_RESTRICTIONS else register(ring, opcode, *more))
+            0 if opcode == uring.REGISTER_RESTRICTIONS else register(ring, opcode, *more))
     sys.exit(tarweb.main())
 """
 
@@ -272,7 +272,7 @@ def test_p03_a_restricted_ring_does_nothing_else(kind):
             assert ring.attempt(op) == [-errno.EACCES], op
     for flag in (1 << bit for bit in range(7)):
         if not flag & (linux.LINK | linux.BUFFER_SELECT | linux.CQE_SKIP_SUCCESS):
-            linux.SQE.pack_into(ring.sqes, ring.place(), linux.OP_READ, flag, 0, -1, 0, 0, 0, 0, 1, 0)
+            ring.write(ring.queue, ring.place(), linux.OP_READ, flag, 0, -1, 0, 0, 0, 0, 1, 0)
             assert [result for _, _, result, _ in ring.wait()] == [-errno.EACCES], flag
     for opcode in range(40):
         assert ring.calls.register(ring.fd, opcode, 0, 0) in (-errno.EACCES, -errno.EINVAL), opcode

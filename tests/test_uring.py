@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import pytest
 
 import linux
+import simulated
 import uring
 from ktls import ControlMessage
 from uring import PolledRing, Ring, RingError
@@ -52,7 +53,7 @@ def make(request):
 
 
 def load_name():
-    return linux.load_calls().name
+    return uring.load_calls().name
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_multishot_accept_takes_all(ring, listener):
     ring.arm_accept(5, listener.fileno(), True)
     clients = [connect(listener) for _ in range(SLOTS)]
     completions = take(ring, len(clients))
-    assert [(tag, generation) for tag, generation, _, _ in completions] == [(5, 0)] * SLOTS
+    assert [(tag, epoch) for tag, epoch, _, _ in completions] == [(5, 0)] * SLOTS
     assert all(os.fstat(result) for _, _, result, _ in completions)
     assert all(flags & linux.CQE_MORE for *_, flags in completions)
 
@@ -160,13 +161,13 @@ def test_multishot_receive_in_pieces(ring, listener):
     ring.arm_recv(slot, 77, slot)
     for data in (b"one", b"two", b"x" * 64):
         client.sendall(data)
-        [(tag, generation, result, flags)] = take(ring, 1)
-        assert (tag, generation) == (slot, 77)
+        [(tag, epoch, result, flags)] = take(ring, 1)
+        assert (tag, epoch) == (slot, 77)
         assert flags & linux.CQE_MORE
         assert piece(ring, result, flags) == data
     client.shutdown(socket.SHUT_WR)
-    [(tag, generation, result, flags)] = take(ring, 1)
-    assert (tag, generation, result) == (slot, 77, 0)
+    [(tag, epoch, result, flags)] = take(ring, 1)
+    assert (tag, epoch, result) == (slot, 77, 0)
     assert not flags & (linux.CQE_MORE | linux.CQE_BUFFER)      # but others: that there is more to read, the end of it
 
 
@@ -283,8 +284,8 @@ def test_cancelled_send_tells_how_far_it_got(ring, listener):
     ring.arm_send(1, 2, slot, linux.address_of(data), len(data))
     assert take(ring, 1, seconds=0.1) == []
     ring.arm_cancel(3, 1, 2)
-    [(tag, generation, result, _)] = take(ring, 1)
-    assert (tag, generation) == (1, 2)
+    [(tag, epoch, result, _)] = take(ring, 1)
+    assert (tag, epoch) == (1, 2)
     assert 0 < result < len(data)
 
 
@@ -332,7 +333,7 @@ def test_shutdown_of_a_listener_ends_its_accept(ring, listener):
     assert sorted(take(ring, 2)) == [(5, 0, -errno.EINVAL, 0), (6, 0, 0, 0)]
 
 
-def test_cancel_needs_the_generation(ring, listener):
+def test_cancel_needs_the_epoch(ring, listener):
     client, slot = accept(ring, listener)
     ring.arm_recv(slot, 8, slot)
     ring.arm_cancel(3, slot, 7)
@@ -421,8 +422,8 @@ def test_receive_of_at_most(ring, listener, at_most):
     for limit in (at_most, 0, 0):
         if len(received) < 100:
             ring.arm_recv(3, 4, slot, multishot=False, at_most=limit)
-            [(tag, generation, result, flags)] = take(ring, 1)
-            assert (tag, generation) == (3, 4)
+            [(tag, epoch, result, flags)] = take(ring, 1)
+            assert (tag, epoch) == (3, 4)
             assert result == min(limit or 64, 64, 100 - len(received))
             received += piece(ring, result, flags)
     assert received == bytes(range(100))[:len(received)]
@@ -534,8 +535,8 @@ def mapped(tmp_path):
 
 def test_poll(ring, slot):
     ring.arm_poll(3, 4, slot, linux.POLLOUT)
-    [(tag, generation, events, flags)] = take(ring, 1)
-    assert (tag, generation, flags) == (3, 4, 0)
+    [(tag, epoch, events, flags)] = take(ring, 1)
+    assert (tag, epoch, flags) == (3, 4, 0)
     assert events & linux.POLLOUT
 
 
@@ -727,8 +728,8 @@ def test_a_chain_behind_a_send_that_falls_short(ring, listener, slot):
     with client:
         behind_a_long_send(ring, other)
         ring.arm_cancel(8, 9, 5)
-        [(tag, generation, result, _)] = all_of(ring, 1)
-        assert (tag, generation) == (9, 5)
+        [(tag, epoch, result, _)] = all_of(ring, 1)
+        assert (tag, epoch) == (9, 5)
         assert 0 < result < len(LONG)
         assert not option_of(other, socket.SO_KEEPALIVE)
         assert not option_of(other, socket.SO_OOBINLINE)
@@ -812,25 +813,25 @@ def test_close_lets_go_of_the_ring(make):
 
 # --- user_data
 
-@pytest.mark.parametrize("generation", EXTREMES)
-def test_tag_and_generation_come_back(ring, generation):
+@pytest.mark.parametrize("epoch", EXTREMES)
+def test_tag_and_epoch_come_back(ring, epoch):
     message = bytearray(linux.message_size(0))
     for tag in EXTREMES:
-        ring.arm_recv(tag, generation, NO_FILE)
-        ring.arm_send(tag, generation, NO_FILE, 0, 1)
-        ring.arm_sendmsg(tag, generation, NO_FILE, linux.address_of(message))
-        ring.arm_shutdown(tag, generation, NO_FILE, 1)
-        ring.arm_close(tag, generation, NO_FILE)
-        assert take(ring, 5) == [(tag, generation, -errno.EBADF, 0)] * 5
+        ring.arm_recv(tag, epoch, NO_FILE)
+        ring.arm_send(tag, epoch, NO_FILE, 0, 1)
+        ring.arm_sendmsg(tag, epoch, NO_FILE, linux.address_of(message))
+        ring.arm_shutdown(tag, epoch, NO_FILE, 1)
+        ring.arm_close(tag, epoch, NO_FILE)
+        assert take(ring, 5) == [(tag, epoch, -errno.EBADF, 0)] * 5
 
 
-@pytest.mark.parametrize("generation", EXTREMES)
-def test_cancel_finds_every_tag_and_generation(ring, listener, generation):
+@pytest.mark.parametrize("epoch", EXTREMES)
+def test_cancel_finds_every_tag_and_epoch(ring, listener, epoch):
     _client, slot = accept(ring, listener)
     for tag in EXTREMES:
-        ring.arm_recv(tag, generation, slot)
-        ring.arm_cancel(123, tag, generation)
-        assert take(ring, 1) == [(tag, generation, -errno.ECANCELED, 0)]
+        ring.arm_recv(tag, epoch, slot)
+        ring.arm_cancel(123, tag, epoch)
+        assert take(ring, 1) == [(tag, epoch, -errno.ECANCELED, 0)]
 
 
 # --- the queues
@@ -860,7 +861,7 @@ def test_positions_wrap_at_32_bits(ring):
         nothing(ring, number)
         assert [completion[0] for completion in ring.wait()] == [number]
     assert ring.head == ring.words[ring.cq_tail] == ring.words[ring.cq_head]
-    assert ring.tail == ring.taken or isinstance(ring, PolledRing)
+    assert ring.tail == ring.submitted or isinstance(ring, PolledRing)
 
 
 @pytest.mark.parametrize("count", (9, 64, 1000))
@@ -941,7 +942,7 @@ def test_busy_loop_ends_in_sleep(make, listener):
 def test_polling_thread_is_woken(listener):
     ring = PolledRing(SLOTS, entries=8, sqpoll_ms=1)
     for number in range(3):
-        while not ring.words[ring.sq_flags] & linux.SQ_NEED_WAKEUP:
+        while not ring.words[ring.sq_flags] & uring.SQ_NEED_WAKEUP:
             time.sleep(0.01)
         nothing(ring, number)
         assert [completion[0] for completion in ring.wait()] == [number]
@@ -951,18 +952,18 @@ def test_polling_thread_is_woken(listener):
 # --- the calls
 
 def test_both_calls_give_the_same():
-    calls = [linux.Libc(), *([linux.Liburing()] if load_name() == "liburing" else [])]
+    calls = [uring.Libc(), *([uring.Liburing()] if load_name() == "liburing" else [])]
     for call in calls:
         assert call.enter(-1, 0, 0, 0, None) == -errno.EBADF
-        assert call.register(-1, linux.REGISTER_PROBE, 0, 0) in (-errno.EBADF, -errno.EINVAL)
-        params = linux.Params()
+        assert call.register(-1, uring.REGISTER_PROBE, 0, 0) in (-errno.EBADF, -errno.EINVAL)
+        params = simulated.Params()
         assert call.setup(0, ctypes.addressof(params)) == -errno.EINVAL
         params.flags = 1 << 31
         assert call.setup(8, ctypes.addressof(params)) == -errno.EINVAL
-        params = linux.Params()
+        params = simulated.Params()
         fd = call.setup(8, ctypes.addressof(params))
         assert fd >= 0
-        assert call.enter(fd, 0, 0, linux.ENTER_GETEVENTS, None) == 0
+        assert call.enter(fd, 0, 0, uring.ENTER_GETEVENTS, None) == 0
         os.close(fd)
 
 
@@ -978,12 +979,12 @@ def old_liburing(name, *args, **kwargs):
 
 @pytest.mark.parametrize("library", (no_liburing, old_liburing))
 def test_without_liburing_the_calls_go_through_libc(monkeypatch, library):
-    monkeypatch.setattr(linux.ctypes, "PyDLL", library)
-    assert isinstance(linux.load_calls(), linux.Libc)
+    monkeypatch.setattr(uring.ctypes, "PyDLL", library)
+    assert isinstance(uring.load_calls(), uring.Libc)
 
 
 def test_liburing_can_be_refused():
-    assert isinstance(linux.load_calls(use_liburing=False), linux.Libc)
+    assert isinstance(uring.load_calls(use_liburing=False), uring.Libc)
 
 
 def test_check():
@@ -1001,7 +1002,7 @@ def refusing(**results):
         name = "refusing"
 
         def __init__(self):
-            self.real = linux.Libc()
+            self.real = uring.Libc()
 
         def setup(self, *args):
             return results.get("setup") or self.real.setup(*args)
@@ -1055,7 +1056,7 @@ def test_missing_features_are_named(monkeypatch):
         Ring(SLOTS)
 
 
-@pytest.mark.parametrize("opcode", (linux.REGISTER_PROBE, linux.REGISTER_PBUF_RING))
+@pytest.mark.parametrize("opcode", (uring.REGISTER_PROBE, uring.REGISTER_PBUF_RING))
 def test_failing_registration_is_an_os_error(monkeypatch, opcode):
     monkeypatch.setattr(uring, "load_calls", refusing(register={opcode: -errno.ENOMEM}))
     with pytest.raises(OSError, match="io_uring_register"):
@@ -1066,7 +1067,7 @@ def test_passing_errors_of_enter_are_tried_again(ring, monkeypatch):
     real, errors = ring.system_enter, [-errno.EINTR, -errno.EAGAIN, -errno.EBUSY]
 
     def enter(fd, to_submit, min_complete, flags, sigmask):
-        waits = flags & linux.ENTER_GETEVENTS     # a call that only wakes the polling thread cannot fail
+        waits = flags & uring.ENTER_GETEVENTS     # a call that only wakes the polling thread cannot fail
         return errors.pop() if waits and errors else real(fd, to_submit, min_complete, flags, sigmask)
 
     monkeypatch.setattr(ring, "system_enter", enter)
@@ -1105,19 +1106,20 @@ def test_address_of():
 # --- the kernel's own header
 
 CONSTANTS = {
-    **{f"IORING_OP_{name}": value for name, value in linux.NEEDED.items()},
-    **{f"IORING_FEAT_{name}": value for name, value in linux.FEATURES.items()},
+    **{f"IORING_OP_{name}": value for name, value in uring.NEEDED.items()},
+    **{f"IORING_FEAT_{name}": value for name, value in uring.FEATURES.items()},
     "IORING_OP_RECVMSG": linux.OP_RECVMSG, "IORING_OP_URING_CMD": linux.OP_URING_CMD, "IOSQE_IO_LINK": linux.LINK,
     "IOSQE_BUFFER_SELECT": linux.BUFFER_SELECT,
     "IOSQE_CQE_SKIP_SUCCESS": linux.CQE_SKIP_SUCCESS, "IORING_ACCEPT_MULTISHOT": linux.ACCEPT_MULTISHOT,
     "IORING_RECV_MULTISHOT": linux.RECV_MULTISHOT,
     "IORING_CQE_F_BUFFER": linux.CQE_BUFFER, "IORING_CQE_F_MORE": linux.CQE_MORE,
     "IORING_CQE_BUFFER_SHIFT": linux.CQE_BUFFER_SHIFT,
-    **{f"IORING_{name}": getattr(linux, name) for name in (
+    **{f"IORING_{name}": getattr(uring, name) for name in (
         "SETUP_SQPOLL", "SETUP_CQSIZE", "SETUP_SUBMIT_ALL", "SETUP_COOP_TASKRUN", "SETUP_SINGLE_ISSUER",
         "SETUP_DEFER_TASKRUN", "OFF_SQ_RING", "OFF_SQES", "ENTER_GETEVENTS", "ENTER_SQ_WAKEUP", "ENTER_SQ_WAIT",
         "SQ_NEED_WAKEUP", "SQ_CQ_OVERFLOW", "REGISTER_PROBE",
-        "REGISTER_PBUF_RING")},
+        "REGISTER_PBUF_RING", "SETUP_R_DISABLED", "REGISTER_RESTRICTIONS", "REGISTER_ENABLE_RINGS",
+        "RESTRICTION_SQE_OP", "RESTRICTION_SQE_FLAGS_ALLOWED")},
     "MSG_WAITALL": linux.MSG_WAITALL, "MSG_DONTWAIT": linux.MSG_DONTWAIT, "MSG_NOSIGNAL": linux.MSG_NOSIGNAL,
     "SHUT_WR": linux.SHUT_WR, "MSG_TRUNC": linux.MSG_TRUNC, "MSG_CTRUNC": linux.MSG_CTRUNC,
     "MSG_CMSG_CLOEXEC": linux.MSG_CMSG_CLOEXEC, "IN_MODIFY": linux.IN_MODIFY, "IN_NONBLOCK": linux.IN_NONBLOCK,
@@ -1128,17 +1130,22 @@ CONSTANTS = {
     "IO_URING_OP_SUPPORTED": 1,
 }
 STRUCTS = {     # C name -> ours, and how fields of ours are called there where they differ
-    "io_uring_sqe": (linux.Sqe, {"op_flags": "msg_flags", "pad": "__pad2"}),
-    "io_sqring_offsets": (linux.SqOffsets, {"resv1": "", "user_addr": ""}),    # user_addr was resv2 before Linux 6.5
-    "io_cqring_offsets": (linux.CqOffsets, {"resv1": "", "user_addr": ""}),
-    "io_uring_params": (linux.Params, {}),
-    "iovec": (linux.Iovec, {"base": "iov_base", "len": "iov_len"}),
-    "msghdr": (linux.Msghdr, {name: f"msg_{name}" for name, _ in linux.Msghdr._fields_}),
+    "io_uring_sqe": (simulated.Sqe, {"op_flags": "msg_flags", "pad": "__pad2"}),
+    "io_sqring_offsets": (simulated.SqOffsets, {"resv1": "", "user_addr": ""}),    # resv2 before Linux 6.5
+    "io_cqring_offsets": (simulated.CqOffsets, {"resv1": "", "user_addr": ""}),
+    "io_uring_params": (simulated.Params, {}),
+    "iovec": (simulated.Iovec, {"base": "iov_base", "len": "iov_len"}),
+    "msghdr": (simulated.Msghdr, {name: f"msg_{name}" for name, _ in simulated.Msghdr._fields_}),
 }
 PACKED = {      # what is packed by hand: C name -> (format, fields in its order)
     "io_uring_cqe": ("=QiI", ("user_data", "res", "flags")),
-    "io_uring_buf": ("=QIHH", ("addr", "len", "bid", "resv")),
-    "io_uring_buf_reg": ("=QIHH24x", ("ring_addr", "ring_entries", "bgid")),
+    "io_uring_buf": (uring.BUF.format + "H", ("addr", "len", "bid", "resv")),
+    "io_uring_buf_reg": (uring.BUF_REG.format, ("ring_addr", "ring_entries", "bgid")),
+    "io_uring_params": (uring.PARAMS.format, [re.sub("^([sc]q)_(?!entries|thread)", r"\1_off.", name)
+                                              for name in uring.Params._fields]),
+    "io_uring_restriction": (uring.RESTRICTION.format, ("opcode", "sqe_op")),
+    "msghdr": (linux.MSGHDR.format, [f"msg_{name}" for name, _ in simulated.Msghdr._fields_]),
+    "iovec": (linux.IOVEC.format, ("iov_base", "iov_len")),
     "io_uring_rsrc_register": ("=IIQQQ", ("nr", "flags", "resv2", "data", "tags")),
     "io_uring_files_update": ("=IIQ", ("offset", "resv", "fds")),
     "io_uring_file_index_range": ("=IIQ", ("off", "len", "resv")),
@@ -1146,24 +1153,27 @@ PACKED = {      # what is packed by hand: C name -> (format, fields in its order
 }
 
 
-# What linux.SQE_SOCKOPT packs. Headers older than Linux 6.7 know these places by other names only.
+# What uring.SQE, SQE_CANCEL and SQE_SOCKOPT pack. Headers older than Linux 6.7 know these places by other names only.
+PLAIN = ("opcode", "flags", "ioprio", "fd", "off", "addr", "len", "msg_flags", "user_data", "user_data + 4")
+CANCEL = (*PLAIN[:5], "addr", "addr + 4", *PLAIN[6:])
 SOCKOPT = ("opcode", "flags", "ioprio", "fd", "cmd_op", "level", "optname", "user_data", "user_data_high", "optlen",
            "optval")
 OLD_NAMES = {"level": "addr", "optname": "addr + 4", "user_data_high": "user_data + 4", "optlen": "file_index",
              "optval": "addr3"}
 
 
-def sockopt_expressions(names):
-    """As expressions(), for SQE_SOCKOPT; `names` of its fields where they differ."""
-    found = {}
-    for field, offset in offsets(linux.SQE_SOCKOPT.format, SOCKOPT).items():
-        name, _, more = names.get(field, field).partition(" + ")
-        found[f"offsetof(struct io_uring_sqe, {name}) + {more or 0}"] = offset
+def expressions_of(name, packed, fields, names=None):
+    """As expressions(), for a format of the whole of struct `name`; `names` of its fields where they differ."""
+    found = {f"sizeof(struct {name})": packed.size}
+    for field, offset in offsets(packed.format, fields).items():
+        field, _, more = (names or {}).get(field, field).partition(" + ")
+        found[f"offsetof(struct {name}, {field}) + {more or 0}"] = offset
     return found
 
 
 def offsets(form, fields):
     """field -> offset in a packed format."""
+    form = re.sub(r"(\d+)([A-Z])", lambda repeated: int(repeated[1]) * repeated[2], form)
     codes = re.findall(r"\d*x|[A-Za-z]", form)
     ends = [struct.calcsize("=" + "".join(codes[:i + 1])) for i, code in enumerate(codes) if not code.endswith("x")]
     sizes = [struct.calcsize("=" + code) for code in codes if not code.endswith("x")]
@@ -1182,7 +1192,9 @@ def expressions():
         found[f"sizeof(struct {name})"] = struct.calcsize(form)
         for field, offset in offsets(form, fields).items():
             found[f"offsetof(struct {name}, {field})"] = offset
-    found |= sockopt_expressions(OLD_NAMES)
+    for packed, fields in ((uring.SQE, PLAIN), (uring.SQE_CANCEL, CANCEL), (uring.SQE_SOCKOPT, SOCKOPT)):
+        found |= expressions_of("io_uring_sqe", packed, fields, OLD_NAMES)
+    found |= expressions_of("io_uring_cqe", uring.CQE, ("user_data", "user_data + 4", "res", "flags"))
     found["offsetof(struct io_uring_buf_ring, tail)"] = 14
     found["offsetof(struct io_uring_probe, ops)"] = 16
     return found
@@ -1209,8 +1221,9 @@ def test_layouts_are_those_of_the_header(tmp_path):
 
 @pytest.mark.skipif(not header_can_do(COMPILER, "SOCKET_URING_OP_SETSOCKOPT"), reason="an io_uring header before 6.7")
 def test_setsockopt_is_that_of_the_header(tmp_path):
-    wanted = {"(long long)(SOCKET_URING_OP_SETSOCKOPT)": linux.SOCKET_URING_OP_SETSOCKOPT}
-    assert not differing(wanted | sockopt_expressions({"user_data_high": "user_data + 4"}), tmp_path)
+    wanted = {"(long long)(SOCKET_URING_OP_SETSOCKOPT)": uring.SOCKET_URING_OP_SETSOCKOPT}
+    wanted |= expressions_of("io_uring_sqe", uring.SQE_SOCKOPT, SOCKOPT, {"user_data_high": "user_data + 4"})
+    assert not differing(wanted, tmp_path)
 
 
 def differing(wanted, folder):

@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 import linux
 import proxy
-from linux import CQE_MORE, SEND_FLAGS
-from proxy import Envelope
+from linux import CQE_MORE, MSG_CMSG_CLOEXEC, SEND_FLAGS
+from proxy import passed_message, take_passed
 from state import ACCEPTED, FREE, PREFACED, Addresses, Connection, Eviction, Site
 
 log = logging.getLogger("tarweb")
@@ -60,7 +60,7 @@ class Door:
         self.passing, self.trusted = entrance.passing, entrance.trusted
         if self.passing is not None:
             self.listeners[self.passing] = None
-            self.envelope = Envelope()
+            self.envelope = passed_message()
         self.addresses = Addresses(limits.max_per_ip) if limits.max_per_ip else None
         self.curious = bool(access_log or self.trusted or self.addresses)   # whether to ask who the peer is
         self.now = int(time.monotonic())
@@ -90,7 +90,7 @@ class Door:
 
     def arm_listener(self, slot, want):
         if slot == self.passing:
-            self.ring.arm_recvmsg(ACCEPT | slot, 0, slot, self.envelope.address, self.envelope.flags)
+            self.ring.arm_recvmsg(ACCEPT | slot, 0, slot, self.envelope.address, MSG_CMSG_CLOEXEC)
         else:
             self.ring.arm_accept(ACCEPT | slot, slot, want == "multishot")
         self.listeners[slot] = want
@@ -135,7 +135,7 @@ class Door:
         data, shut = b"", False
         if listener == self.passing and result >= 0:
             shut = not result                   # no byte, and below no descriptor: the parent has shut the socket
-            result, data = self.envelope.open(result)
+            result, data = take_passed(self.envelope, result)
             shut = shut and result < 0
             self.counts.passed += result >= 0
         if not flags & CQE_MORE:

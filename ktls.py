@@ -130,37 +130,27 @@ def info_size(cipher):
 # --- records that are no application data
 
 SET_RECORD_TYPE, GET_RECORD_TYPE = 1, 2
-CMSG = struct.Struct("=QiiB7x")         # <sys/socket.h> struct cmsghdr: length, level, type, and here one byte of data
 ALERT = 21                              # RFC 8446 section 5.1
 CLOSE_NOTIFY, USER_CANCELED = b"\0", bytes((90,))      # RFC 8446 section 6
 WARNING = b"\1"
 
 
-class ControlMessage:
-    """Memory for a msghdr, its iovec, one control message with the type of a record, and the record."""
+def record_message(size):
+    """A linux.Message for a record of up to `size` bytes, with a control message that tells its type."""
+    return linux.Message(size, socket.CMSG_SPACE(1))
 
-    IOV = linux.MSGHDR.size
-    CMSG, DATA = IOV + linux.IOVEC.size, IOV + linux.IOVEC.size + CMSG.size
 
-    def __init__(self, size):
-        self.memory = bytearray(self.DATA + size)
-        self.address = linux.address_of(self.memory)
-        linux.MSGHDR.pack_into(self.memory, 0, 0, 0, self.address + self.IOV, 1, self.address + self.CMSG, CMSG.size, 0)
-        linux.IOVEC.pack_into(self.memory, self.IOV, self.address + self.DATA, size)
+def close_notify():
+    """A linux.Message whose sending says that no more will be sent."""
+    message = record_message(2)
+    message.fill(SOL_TLS, SET_RECORD_TYPE, bytes((ALERT,)), WARNING + CLOSE_NOTIFY)
+    return message
 
-    @classmethod
-    def close_notify(cls):
-        """A message whose sending says that no more will be sent."""
-        message = cls(2)
-        CMSG.pack_into(message.memory, cls.CMSG, 17, SOL_TLS, SET_RECORD_TYPE, ALERT)
-        message.memory[cls.DATA:] = WARNING + CLOSE_NOTIFY
-        return message
 
-    def record(self, size):
-        """(type, content) of a record of `size` bytes that was received into this message."""
-        _, level, kind, record_type = CMSG.unpack_from(self.memory, self.CMSG)
-        return (record_type if (level, kind) == (SOL_TLS, GET_RECORD_TYPE) else 0,
-                bytes(self.memory[self.DATA:self.DATA + size]))
+def received_record(message, size):
+    """(type, content) of a record of `size` bytes that was received into a linux.Message; 0 where none is told."""
+    content, record_type, _ = message.received(size, SOL_TLS, GET_RECORD_TYPE)
+    return record_type[0] if record_type else 0, content
 
 
 # --- whether this kernel can

@@ -161,6 +161,7 @@ def lock_program():
 # <sys/socket.h> struct msghdr, 64-bit: name, namelen, iov, iovlen, control, controllen, flags
 MSGHDR = layout("=QI4xQQQQi4x", 0, 8, 16, 24, 32, 40, 48, 56)
 IOVEC = layout("=QQ", 0, 8, 16)                 # <sys/uio.h> struct iovec: base, len
+CMSGHDR = layout("=Qii", 0, 8, 12, 16)          # <sys/socket.h> struct cmsghdr: len, level, type; its data follow
 
 
 def message_size(segments):
@@ -168,9 +169,12 @@ def message_size(segments):
     return MSGHDR.size + IOVEC.size * segments
 
 
-def write_message(memory, address, segments):
-    """Write a msghdr over `segments` of (address, length), then its iovecs, to the front of `memory` at `address`."""
-    MSGHDR.pack_into(memory, 0, 0, 0, address + MSGHDR.size, len(segments), 0, 0, 0)
+def write_message(memory, address, segments, control=(0, 0)):
+    """Write a msghdr over `segments` of (address, length), then its iovecs, to the front of `memory` at `address`.
+
+    control: address and size of its control message.
+    """
+    MSGHDR.pack_into(memory, 0, 0, 0, address + MSGHDR.size, len(segments), *control, 0)
     for i, (base, length) in enumerate(segments):
         IOVEC.pack_into(memory, MSGHDR.size + IOVEC.size * i, base, length)
 
@@ -179,6 +183,47 @@ def read_message(memory):
     """The segments that `write_message` wrote."""
     count = MSGHDR.unpack_from(memory)[3]
     return [IOVEC.unpack_from(memory, MSGHDR.size + IOVEC.size * i) for i in range(count)]
+
+
+class Message:
+    """Memory for a message of up to `size` bytes with one control message (cmsg(3)), to send or to receive.
+
+    address: of the msghdr. control_size: CMSG_SPACE or CMSG_LEN of the control message's data, 4 bytes at most.
+    """
+
+    CONTROL = message_size(1)
+    DATA = CONTROL + socket.CMSG_SPACE(4)
+
+    def __init__(self, size, control_size):
+        self.memory = bytearray(self.DATA + size)
+        self.address = address_of(self.memory)
+        self.size, self.control_size = size, control_size
+        self.prepare()
+
+    def prepare(self):
+        """Make it ready to receive: the kernel has written lengths and flags of the last message into it."""
+        write_message(self.memory, self.address, [(self.address + self.DATA, self.size)],
+                      (self.address + self.CONTROL, self.control_size))
+
+    def fill(self, level, kind, control, data):
+        """Have it send `data`, as many bytes as it has room for, with a control message of this level and type."""
+        CMSGHDR.pack_into(self.memory, self.CONTROL, CMSGHDR.size + len(control), level, kind)
+        at = self.CONTROL + CMSGHDR.size
+        self.memory[at:at + len(control)] = control
+        self.memory[self.DATA:] = data
+
+    def received(self, size, level, kind):
+        """(data, control, flags) of a received message of `size` bytes, which makes room for the next.
+
+        control: the data of its control message, b"" where it has none of this level and type. flags: MSG_TRUNC ...
+        """
+        _, _, _, _, _, control_size, flags = MSGHDR.unpack_from(self.memory)
+        length, *what = CMSGHDR.unpack_from(self.memory, self.CONTROL)
+        end = self.CONTROL + min(length, control_size)
+        control = bytes(self.memory[self.CONTROL + CMSGHDR.size:end]) if what == [level, kind] else b""
+        data = bytes(self.memory[self.DATA:self.DATA + size])
+        self.prepare()
+        return data, control, flags
 
 
 # --- files, sockets and processes

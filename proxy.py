@@ -14,7 +14,7 @@ import ipaddress
 import os
 import re
 import socket
-import struct
+import sys
 
 import linux
 from linux import TCP_OPTIONS
@@ -203,43 +203,28 @@ def without_mapping(address):
 # --- connections passed by another process
 
 LARGEST = 32 * 1024         # bytes that may have been read: more than a request head or a ClientHello takes
-# <sys/socket.h> struct cmsghdr (len, level, type), then one descriptor. Not CMSG_SPACE, in which there is room for two.
-CMSG = struct.Struct("=Qiii")
-assert CMSG.size == socket.CMSG_LEN(4)
 
 
-class Envelope:
-    """Memory for a msghdr, its iovec, one control message with a descriptor, and the bytes read."""
+def passed_message():
+    """A linux.Message for one datagram, to be received with MSG_CMSG_CLOEXEC.
 
-    IOV = linux.MSGHDR.size
-    CONTROL = IOV + linux.IOVEC.size
-    DATA = CONTROL + socket.CMSG_SPACE(4)
-    flags = linux.MSG_CMSG_CLOEXEC
+    Its control message has room for one descriptor; CMSG_SPACE would make room for two.
+    """
+    return linux.Message(LARGEST, socket.CMSG_LEN(4))
 
-    def __init__(self):
-        self.memory = bytearray(self.DATA + LARGEST)
-        self.address = linux.address_of(self.memory)
-        self.prepare()
 
-    def prepare(self):
-        """Make it ready for the next message: the kernel writes lengths and flags into it."""
-        at = self.address
-        linux.MSGHDR.pack_into(self.memory, 0, 0, 0, at + self.IOV, 1, at + self.CONTROL, CMSG.size, 0)
-        linux.IOVEC.pack_into(self.memory, self.IOV, at + self.DATA, LARGEST)
+def take_passed(message, size):
+    """(descriptor, bytes) of the datagram of `size` bytes that was received into passed_message(); the next may come.
 
-    def open(self, size):
-        """(descriptor, bytes) of the message of `size` bytes that has come; (-errno.ECONNABORTED, b"") for one that is
-        not as it should be, and whatever was in it is closed."""
-        _, _, _, _, _, control_size, flags = linux.MSGHDR.unpack_from(self.memory)
-        data = bytes(self.memory[self.DATA:self.DATA + size])
-        _, level, kind, fd = CMSG.unpack_from(self.memory, self.CONTROL)
-        passed = control_size >= CMSG.size and (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
-        self.prepare()
-        if passed and not flags & (linux.MSG_TRUNC | linux.MSG_CTRUNC) and is_stream(fd):
+    (-errno.ECONNABORTED, b"") for one that is not as it should be, and whatever was in it is closed.
+    """
+    data, control, flags = message.received(size, socket.SOL_SOCKET, socket.SCM_RIGHTS)
+    if control:
+        fd = int.from_bytes(control, sys.byteorder)
+        if not flags & (linux.MSG_TRUNC | linux.MSG_CTRUNC) and is_stream(fd):
             return fd, data
-        if passed:
-            os.close(fd)
-        return -errno.ECONNABORTED, b""
+        os.close(fd)
+    return -errno.ECONNABORTED, b""
 
 
 def is_stream(fd):

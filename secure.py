@@ -23,7 +23,7 @@ from linux import CQE_BUFFER_SHIFT, CQE_SKIP_SUCCESS, LAST_WORDS, LINK, MSG_NOSI
 from conn import PASSING
 from door import CANCEL, RECV, SEND
 from http1 import HttpError
-from ktls import ALERT, CLOSE_NOTIFY, INFO_SIZE, ULP, USER_CANCELED, ControlMessage
+from ktls import ALERT, CLOSE_NOTIFY, INFO_SIZE, ULP, USER_CANCELED
 from sealed import LOAD, SEALED, WRAPPED, SealedWorker
 from state import ACCEPTED, BYTES, CLOSING, HANDSHAKE, IDLE, LINGER, SECURED, UNSECURED
 from tls import TlsError
@@ -46,7 +46,7 @@ class SecureWorker(SealedWorker):
         self.plain, self.plain_site = plain, plain_site
         self.sites.append(plain_site)
         self.ulp = linux.address_of(ULP), len(ULP)
-        self.close_notify = ControlMessage.close_notify()
+        self.close_notify = ktls.close_notify()
         self.last_words: collections.deque = collections.deque()    # (the ring's tail behind it, what is to be sent)
 
     def run(self):
@@ -262,7 +262,7 @@ class SecureWorker(SealedWorker):
 
     def receive_control(self, connection, session):
         """The kernel has a record that is no application data: fetch it."""
-        session.control = ControlMessage(CONTROL_SIZE)
+        session.control = ktls.record_message(CONTROL_SIZE)
         connection.receiving, connection.reads = True, CONTROL
         self.ring.arm_recvmsg(CONTROL | connection.slot, connection.generation, connection.slot,
                               session.control.address)
@@ -271,7 +271,7 @@ class SecureWorker(SealedWorker):
         """An alert; or a KeyUpdate or the wish to renegotiate, after which the kernel can receive no more."""
         session = connection.tls
         connection.receiving, connection.reads = False, RECV
-        kind, content = session.control.record(max(result, 0))
+        kind, content = ktls.received_record(session.control, max(result, 0))
         if result <= 0 or connection.state is CLOSING:
             self.on_receive_end(connection, result, 0)
         elif kind == ALERT and content[1:] == USER_CANCELED:    # RFC 8446 section 6.1: close_notify follows

@@ -8,6 +8,7 @@ import struct
 
 import test_proxy
 
+import linux
 import proxy as passing
 from proxy import MAX_BLOCK, MAX_LINE, SIGNATURE, ProxyError, checksum, take_header
 
@@ -153,7 +154,7 @@ KINDS = 6
 
 def passfd(data):
     """Datagrams with descriptors of all kinds: those that are as agreed are taken; of others nothing stays open."""
-    envelope = passing.Envelope()
+    envelope = passing.passed_message()
     with contextlib.ExitStack() as stack:
         sender, receiver = (stack.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
         things = [stack.enter_context(thing) for thing in all_kinds()]
@@ -161,9 +162,9 @@ def passfd(data):
         for message in messages(data):
             if not send(sender, things, *message):
                 continue
-            size = LIBC.recvmsg(receiver.fileno(), ctypes.c_void_p(envelope.address), envelope.flags)
+            size = LIBC.recvmsg(receiver.fileno(), ctypes.c_void_p(envelope.address), linux.MSG_CMSG_CLOEXEC)
             assert size >= 0
-            fd, received = envelope.open(size)
+            fd, received = passing.take_passed(envelope, size)
             expected, content = message[0], message[-1]
             wanted = len(expected) == 1 and expected[0] % KINDS in (0, 1) and len(content) <= passing.LARGEST
             assert (fd >= 0) == wanted

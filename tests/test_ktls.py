@@ -175,7 +175,7 @@ def expressions():
     found = {"SOL_TLS": ktls.SOL_TLS, "TCP_ULP": ktls.TCP_ULP, "IPPROTO_TCP": ktls.SOL_TCP, "TLS_TX": ktls.TLS_TX,
              "TLS_RX": ktls.TLS_RX, "TLS_SET_RECORD_TYPE": ktls.SET_RECORD_TYPE,
              "TLS_GET_RECORD_TYPE": ktls.GET_RECORD_TYPE, "TLS_1_2_VERSION": TLS_1_2, "TLS_1_3_VERSION": TLS_1_3,
-             "CMSG_SPACE(1)": ktls.CMSG.size, "CMSG_LEN(1)": 17, "CMSG_LEN(0)": 16,
+             "CMSG_SPACE(1)": ktls.record_message(0).control_size, "CMSG_LEN(1)": 17, "CMSG_LEN(0)": 16,
              "offsetof(struct cmsghdr, cmsg_level)": 8, "offsetof(struct cmsghdr, cmsg_type)": 12}
     for cipher, name in STRUCTS.items():
         struct = f"struct tls12_crypto_info_{name}"
@@ -214,7 +214,7 @@ def test_layouts_are_those_of_the_headers(tmp_path):
 # --- control messages
 
 def control_of(message):
-    """(level, type, data) of a ControlMessage's cmsg, and its record, by way of the pointers in its msghdr."""
+    """(level, type, data) of a linux.Message's cmsg, and its record, by way of the pointers in its msghdr."""
     header = Msghdr.from_address(message.address)
     assert (header.name, header.namelen, header.flags, header.iovlen) == (0, 0, 0, 1)
     iovec = Iovec.from_address(header.iov)
@@ -226,31 +226,31 @@ def control_of(message):
 
 def test_close_notify():
     """networking/tls.rst, "Send TLS control messages"; RFC 8446 section 6.1: an alert (21), warning, close_notify."""
-    assert control_of(ktls.ControlMessage.close_notify()) == ((282, 1, b"\x15"), b"\1\0")
+    assert control_of(ktls.close_notify()) == ((282, 1, b"\x15"), b"\1\0")
 
 
 def test_room_for_a_record():
-    message = ktls.ControlMessage(64)
+    message = ktls.record_message(64)
     assert control_of(message) == ((0, 0, b""), bytes(64))
 
 
 @pytest.mark.parametrize("size", (0, 1, 2, 64))
 def test_received_record(size):
     """As the kernel writes it: through the pointers."""
-    message = ktls.ControlMessage(64)
+    message = ktls.record_message(64)
     header = Msghdr.from_address(message.address)
     control = struct.pack("=QiiB", 17, 282, 2, 22)
     ctypes.memmove(header.control, control, len(control))
     ctypes.memmove(Iovec.from_address(header.iov).base, b"x" * size, size)
-    assert message.record(size) == (22, b"x" * size)
+    assert ktls.received_record(message, size) == (22, b"x" * size)
 
 
 @pytest.mark.parametrize(("level", "kind"), ((0, 0), (1, 1), (282, 1), (6, 2)))
 def test_another_control_message_is_no_record_type(level, kind):
-    message = ktls.ControlMessage(64)
+    message = ktls.record_message(64)
     control = struct.pack("=QiiB", 17, level, kind, 21)
     ctypes.memmove(Msghdr.from_address(message.address).control, control, len(control))
-    assert message.record(2) == (0, bytes(2))
+    assert ktls.received_record(message, 2) == (0, bytes(2))
 
 
 # --- what is said where the kernel cannot

@@ -24,7 +24,7 @@ import pytest
 import linux
 import simulated
 import uring
-from ktls import ControlMessage
+from linux import Message
 from uring import PolledRing, Ring, RingError
 
 SLOTS = 4                   # connections at a time
@@ -439,23 +439,52 @@ def test_recvmsg_brings_a_control_message(ring):
     """A descriptor over a Unix socket stands in for the type of a record: both are a cmsg with an int or less."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        message = ControlMessage(16)
+        message = Message(16, socket.CMSG_SPACE(4))
         ring.arm_recvmsg(3, 4, ours.fileno(), message.address)
         assert take(ring, 1, seconds=0.06) == []
         socket.send_fds(theirs, [b"with it"], [theirs.fileno()])
         assert take(ring, 1) == [(3, 4, 7, 0)]
         assert message.memory[message.DATA:message.DATA + 7] == b"with it"
-        length, level, kind = struct.unpack_from("=Qii", message.memory, message.CMSG)
+        length, level, kind = struct.unpack_from("=Qii", message.memory, message.CONTROL)
         assert (length, level, kind) == (20, socket.SOL_SOCKET, socket.SCM_RIGHTS)
-        [fd] = struct.unpack_from("=i", message.memory, message.CMSG + 16)
+        [fd] = struct.unpack_from("=i", message.memory, message.CONTROL + 16)
         assert os.path.sameopenfile(fd, theirs.fileno())
         os.close(fd)
+
+
+def test_a_message_is_received_into_again(ring):
+    """Nothing of the last one is taken for part of the next."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    rights = socket.SOL_SOCKET, socket.SCM_RIGHTS
+    with ours, theirs:
+        message = Message(8, socket.CMSG_LEN(4))
+        for count, data, flags in ((1, b"first", 0), (0, b"", 0), (2, b"two are one too many", linux.MSG_CTRUNC),
+                                   (1, b"again", 0), (0, b"9 bytes..", 0)):
+            socket.send_fds(theirs, [data], [theirs.fileno()] * count)
+            ring.arm_recvmsg(3, 4, ours.fileno(), message.address)
+            [(_, _, size, _)] = take(ring, 1)
+            received, control, received_flags = message.received(size, *rights)
+            assert received == data[:8]
+            assert received_flags == flags | linux.MSG_TRUNC * (len(data) > 8)
+            assert len(control) == 4 * bool(count)
+            if control:
+                [fd] = struct.unpack("=i", control)
+                assert os.path.sameopenfile(fd, theirs.fileno())
+                os.close(fd)
+
+
+def test_a_control_message_of_another_kind_is_none():
+    message = Message(3, socket.CMSG_SPACE(1))
+    message.fill(1, 2, b"x", b"abc")
+    for level, kind in ((1, 1), (2, 2), (2, 1)):
+        assert message.received(3, level, kind) == (b"abc", b"", 0)
+    assert message.received(3, 1, 2) == (b"abc", b"x", 0)
 
 
 def test_recvmsg_is_cancelled(ring):
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        message = ControlMessage(16)
+        message = Message(16, socket.CMSG_SPACE(4))
         ring.arm_recvmsg(3, 4, ours.fileno(), message.address)
         ring.arm_cancel(5, 3, 4)
         assert all_of(ring, 1) == [(3, 4, -errno.ECANCELED, 0)]
@@ -1149,6 +1178,7 @@ PACKED = {      # what is packed by hand: C name -> (format, fields in its order
                                               for name in uring.Params._fields]),
     "io_uring_restriction": (uring.RESTRICTION.format, ("opcode", "sqe_op")),
     "msghdr": (linux.MSGHDR.format, [f"msg_{name}" for name, _ in simulated.Msghdr._fields_]),
+    "cmsghdr": (linux.CMSGHDR.format, ("cmsg_len", "cmsg_level", "cmsg_type")),
     "iovec": (linux.IOVEC.format, ("iov_base", "iov_len")),
     "io_uring_rsrc_register": ("=IIQQQ", ("nr", "flags", "resv2", "data", "tags")),
     "io_uring_files_update": ("=IIQ", ("offset", "resv", "fds")),

@@ -22,8 +22,7 @@ from linux import (
 )
 from door import ACCEPT, CANCEL, CLOSE, SEND, SHUTDOWN, SLOT
 from life import DAMAGE, FRESH, LOG, SIGNAL, TICK, Life
-from plan import PIECE
-from reply import Reply
+from plan import SEND_SIZE
 from state import (
     BODY, BODY_AHEAD, BYTES, CLOSING, CONTINUE, END, ENDED, HEAD, IDLE, INTERIM, LAST, LINGER, PREFACE, REQUEST,
     RESPONSE, SEND_GRACE, SENT,
@@ -51,7 +50,7 @@ class Worker(Life):
     def run(self):
         """Serve until told to stop and all is sent, or the time for that is over."""
         ring, connections, counts, access_log = self.ring, self.connections, self.counts, self.access_log
-        site, known, told = self.site, self.site.planner.by_request.get, self.site.planner.lines.get
+        site, known, told = self.site, self.site.known, self.site.lines.get
         lines: list = access_log.lines if access_log is not None else []
         pool, buffer_size, buffer_order, buffer_mask = ring.pool, ring.buffer_size, ring.buffer_order, ring.buffer_mask
         queue, mask, write = ring.queue, ring.mask, ring.write
@@ -218,7 +217,7 @@ class Worker(Life):
         connection.pending = b""
         connection.unread = True
         log.debug("%d: %s", error.status, error.reason)
-        self.respond(connection, connection.site.error(error.status, error.reason))
+        self.send(connection, connection.site.refuse(error.status, error.reason))
 
     def take_head(self, connection):
         pending = connection.pending
@@ -231,7 +230,7 @@ class Worker(Life):
             return
         head, connection.pending, connection.scanned = pending[:end], pending[end:], 0
         connection.head = head
-        plan = connection.site.planner.by_request.get(head)
+        plan = connection.site.known(head)
         if plan is not None:
             self.counts.memo_hits += 1
             self.send(connection, plan)
@@ -245,27 +244,27 @@ class Worker(Life):
 
     def reply_to(self, connection, request):
         """Send what a request without a body gets, and remember it: its bytes are the connection's `head`."""
-        planner = connection.site.planner
-        plan = planner.plan(connection.site.reply(request))
+        site = connection.site
+        plan = site.respond(request)
         if not (plan.lazy and self.library.cold(plan.piece(0))):    # known requests are sent without a look
-            planner.remember(connection.head, plan)
+            site.remember(connection.head, plan)
         self.send(connection, plan)
 
     def begin_body(self, connection, request):
         """Read past a body before its request is answered. One too long is not read, and ends the connection."""
         connection.request, connection.body = request, http1.Body(request.fields)
         expects = request.fields.expect is not None
-        if request.fields.content_length > http1.MAX_BODY or expects and connection.site.reply(request).status >= 400:
+        if request.fields.content_length > http1.MAX_BODY or expects and connection.site.respond(request).status >= 400:
             self.leave_body(connection)
         elif expects and not connection.pending:
-            self.send(connection, connection.site.plan(Reply(100, b"\r\n", (), False)), CONTINUE)
+            self.send(connection, connection.site.interim(), CONTINUE)
         else:
             connection.state = connection.state[BODY_AHEAD]     # the time for the request to arrive runs on
 
     def take_body(self, connection):
         connection.pending = connection.body.feed(connection.pending)
         if connection.body.done:
-            self.respond(connection, connection.site.reply(connection.request))
+            self.send(connection, connection.site.respond(connection.request))
         elif connection.body.seen > http1.MAX_BODY:
             self.leave_body(connection)
 
@@ -273,12 +272,9 @@ class Worker(Life):
         """Answer without having read the body, and close."""
         connection.pending = b""
         connection.unread = True
-        self.respond(connection, connection.site.reply(connection.request._replace(connection=b"close")))
+        self.send(connection, connection.site.respond(connection.request._replace(connection=b"close")))
 
     # sending
-
-    def respond(self, connection, reply):
-        self.send(connection, connection.site.plan(reply))
 
     def send(self, connection, plan, event=REQUEST):
         connection.state = connection.state[event]
@@ -423,7 +419,7 @@ class Worker(Life):
         if state is IDLE and connection.plan is not None:
             return self.limits.keepalive_timeout
         if state is RESPONSE or state is INTERIM:
-            size = min(PIECE, connection.plan.total - connection.sent)
+            size = min(SEND_SIZE, connection.plan.total - connection.sent)
             return SEND_GRACE + size // self.limits.min_rate
         if self.stopping and state in (IDLE, PREFACE):
             return FRESH

@@ -1,4 +1,5 @@
 """Certificates and keys, and the contexts that OpenSSL keeps them in: read and checked once, before anything is served.
+Also what ACME needs for getting certificates: the answers to its challenges.
 
 There is a context for each set of names. A certificate of another key type for the same names goes into the same
 context, and OpenSSL takes the one that a client can verify.
@@ -7,7 +8,10 @@ context, and OpenSSL takes the one that a client can verify.
 import contextlib
 import ctypes
 import hmac
+import os
+import re
 import secrets
+import stat
 
 from openssl import (
     CTRL_CHAIN_CERT, CTRL_GROUPS_LIST, CTRL_MIN_PROTO_VERSION, CTRL_MODE, CTRL_SERVERNAME_CALLBACK,
@@ -27,6 +31,9 @@ NO_MORE = "no start line"   # what OpenSSL says of a file in which it finds noth
 LARGEST_FILE = 1 << 20      # bytes of a PEM file: a chain is a few KiB
 TICKET_PERIOD = 12 * 3600   # seconds that session tickets are sealed with the same keys
 TICKET_KEYS = 80            # bytes of them
+ACME_FOLDER = b".well-known/acme-challenge/"            # where `certbot --webroot` puts challenges
+ACME_TOKEN = re.compile(rb"[A-Za-z0-9_-]{1,255}")       # RFC 8555 section 8.3: the alphabet of base64url
+LARGEST_CHALLENGE = 4096    # bytes: a token, a dot and a thumbprint take about 90
 
 
 class CredentialsError(Exception):
@@ -284,3 +291,36 @@ def list_of_names(data):
         names.append(data[at + 1:at + 1 + data[at]])
         at += 1 + data[at]
     return names
+
+
+# --- ACME (RFC 8555 section 8.3): how a certificate authority sees that a host is ours
+
+def read_acme_challenge(directory, token):
+    """The content for a challenge's `token` (bytes), or None where there is none. `directory` is a descriptor.
+
+    The file is in ACME_FOLDER below that directory, or in the directory itself, where other clients put it.
+    """
+    if not ACME_TOKEN.fullmatch(token):
+        return None
+    for folder in (ACME_FOLDER, b""):
+        content = read_small(folder + token, directory)
+        if content is not None:
+            return content
+    return None
+
+
+def read_small(path, directory):
+    """The contents of a regular file, or None where there is none, or a link, or something large or special."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return None
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_CHALLENGE:
+            return None
+        return os.read(fd, LARGEST_CHALLENGE)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)

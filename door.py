@@ -17,8 +17,9 @@ from collections.abc import Callable
 import linux
 import proxy
 from linux import CQE_MORE, MSG_CMSG_CLOEXEC, SEND_FLAGS
+from plan import Site
 from proxy import passed_message, take_passed
-from state import ACCEPTED, FREE, PREFACED, Addresses, Connection, Eviction, Site
+from state import ACCEPTED, FREE, PREFACED, Addresses, Connection, Eviction
 
 log = logging.getLogger("tarweb")
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from linux import POLLIN
 from door import Door
-from state import BODY, CLOSING, FREE, HANDSHAKE, HEAD, IDLE, INTERIM, LINGER, PREFACE, RESPONSE, Site
+from plan import Site
+from state import BODY, CLOSING, FREE, HANDSHAKE, HEAD, IDLE, INTERIM, LINGER, PREFACE, RESPONSE
 
 TICK, SIGNAL, LOG, DAMAGE = 6 << 24, 7 << 24, 16 << 24, 17 << 24        # tags, as in door.py
 AT_ONCE = signal.SIGRTMIN       # two of SIGTERM can become one on their way; and this one is delivered behind it
@@ -58,7 +59,7 @@ class Life(Door):
         self.arm_tick()
         self.now, now = int(time.monotonic()), time.time()
         for site in self.sites:
-            site.planner.tick(now)
+            site.tick(now)
         if self.access_log is not None:
             self.access_log.tick(now)
         self.make_room()
@@ -81,7 +82,7 @@ class Life(Door):
                 setattr(counts, name, getattr(counts, name) + 1)
         counts.waiting = len(self.parked)
         for i, name in enumerate(RESPONSES, 1):
-            setattr(counts, name, sum(site.planner.tallies[i][0] for site in self.sites))
+            setattr(counts, name, sum(site.tallies[i][0] for site in self.sites))
         counts.overflows = ring.overflows
         if self.access_log is not None:
             counts.log_lines, counts.log_dropped = self.access_log.written, self.access_log.dropped
@@ -157,10 +158,10 @@ class Life(Door):
 
     def note(self, connection, plan, size):
         """A line in the access log."""
-        access_log, planner = self.access_log, connection.site.planner
-        line = planner.lines.get(connection.head)
+        access_log, site = self.access_log, connection.site
+        line = site.lines.get(connection.head)
         if line is None or size != plan.total:
             line = access_log.describe(connection.head, plan.status, max(0, size - plan.total + plan.content))
-            if size == plan.total and connection.head in planner.by_request:
-                planner.lines[connection.head] = line
+            if size == plan.total and site.remembers(connection.head):
+                site.lines[connection.head] = line
         access_log.lines += (connection.who, access_log.date, line)

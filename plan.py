@@ -1,27 +1,31 @@
-"""Plans: replies laid out in memory that the kernel can send as they stand.
+"""Plans, which are replies laid out in memory so that the kernel can send them as they stand; and sites, which answer
+requests with plans and remember them.
 
-A plan is a msghdr over [status line, Server, Date][header fields][body spans in the mapped archive]. It holds
-nothing of the connection, so one plan serves any number of connections at once, and it never changes: only the
-Date does, in the piece that all plans of one status share.
+A plan is a msghdr over [status line, Server, Date][header fields][body spans in the mapped archive], as HTTP/1.1 has
+them. It holds nothing of the connection, so one plan serves any number of connections at once, and it never changes:
+only the Date does, in the piece that all plans of one status share.
 
 Lifetime: whoever has sent a plan keeps a reference to it until the send has completed. Python's own reference
 count then frees its memory, never earlier.
 """
 
 import mmap
+import re
 import sys
 from http import HTTPStatus
+from typing import NamedTuple
 
 import linux
 from http1 import format_date
-from reply import Whole
+from reply import FullResponse, Reply, error_reply, field_lines
 
-PIECE = 512 * 1024          # bytes in one send: large enough for few completions, small enough to time a slow reader
-LAZY_PIECE = 128 * 1024     # the same, where it may have to be read from a disk: others wait while it is copied
+SEND_SIZE = 512 * 1024      # bytes in one send: large enough for few completions, small enough to time a slow reader
+COLD_SEND_SIZE = 128 * 1024 # the same, where it may have to be read from a disk: others wait while it is copied
 MEMO_PLANS = 8 << 20        # bytes of plans remembered: those of about 10,000 files
 MEMO_REQUESTS = 6 << 20     # bytes of requests remembered
 PLAN_OVERHEAD = 320         # bytes for a plan's objects in Python, roughly
 REQUEST_OVERHEAD = 200      # bytes for a request's, likewise
+FIELD_OVERHEAD = 60         # bytes for a header field's in a Reply, likewise
 MEMO_REQUEST = 2048         # a request longer than this is parsed each time
 SEEN_BITS = 16              # 64 KiB to tell what has come before from what comes for the first time
 EMPTY_SECONDS = 60          # a full memory is emptied as often as this
@@ -29,24 +33,27 @@ WARM_SECONDS = 5            # how long what was in memory is taken to be there s
 LAZY_MEMO = 64 * 1024       # a response of more bytes from a lazy archive is not remembered
 NO_RESULT = 1 << 31         # what no operation returns: results are signed 32-bit, and errors are negative
 STATUS_SLOT = 192           # bytes for each status line with the fields that go with all
+CONTINUE = Reply(100, (), ())
+PORT = re.compile(rb":[0-9]*$")         # of a Host field
 
 
 class StatusHeads:
-    """Status line, Server, Date and perhaps `more` fields for each status, in memory where the Date is patched.
+    """Status line, Server, Date and `more` fields for each status, in memory where the Date is patched.
 
     "HH:MM:SS" is 8 bytes and lies on an 8-byte boundary: it changes in one store, so that a kernel thread
     (SQPOLL) that sends it meanwhile takes the old time or the new one. (The date before it changes at
     midnight only, and there a reader could in principle see a mix.)
     """
 
-    def __init__(self, server, now, more=b""):
+    def __init__(self, server, wall, more=()):
+        """server: bytes. wall: seconds since the epoch. more: (name, value) pairs."""
         self.memory = mmap.mmap(-1, STATUS_SLOT * len(HTTPStatus))
         self.words = memoryview(self.memory).cast("Q")
         self.base = linux.address_of(self.memory)
         self.server, self.more = server, more
         self.heads = {}             # status -> (address, length)
         self.date_places = []       # offsets in `memory`
-        self.date = format_date(now)
+        self.date = format_date(wall)
 
     def get(self, status):
         """(address, length) of the head of a response with `status`."""
@@ -56,16 +63,16 @@ class StatusHeads:
         before = b"HTTP/1.1 %d %b\r\nServer: %b\r\nDate: " % (status, HTTPStatus(status).phrase.encode(), self.server)
         time_at = len(before) + len(b"Mon, 01 Jan 2024 ")
         start = STATUS_SLOT * len(self.heads) + -time_at % 8
-        head = before + self.date + b"\r\n" + self.more
+        head = before + self.date + b"\r\n" + field_lines(self.more)
         assert -time_at % 8 + len(head) <= STATUS_SLOT
         self.memory[start:start + len(head)] = head
         self.date_places.append(start + len(before))
         self.heads[status] = self.base + start, len(head)
         return self.heads[status]
 
-    def tick(self, now):
-        """Let the Date of all be `now` (seconds since the epoch)."""
-        date = format_date(now)
+    def tick(self, wall):
+        """Let the Date of all be `wall` (seconds since the epoch)."""
+        date = format_date(wall)
         day, time = date[:17], int.from_bytes(date[17:25], sys.byteorder)
         for place in self.date_places:
             if day != self.date[:17]:
@@ -74,11 +81,26 @@ class StatusHeads:
         self.date = date
 
 
-class Plan:
-    """A Reply in memory. `address` is its msghdr's, which covers the first `room` bytes of `total`."""
+def header_section(reply):
+    """All that follows the status line in HTTP/1.1 (RFC 9112 section 2.1), but for what StatusHeads adds."""
+    connection = ((b"Connection", reply.connection),) if reply.connection else ()
+    return field_lines((*reply.fields, *connection)) + b"\r\n"
 
-    __slots__ = ("address", "close", "content", "dated", "done", "lazy", "memory", "plaintext", "room", "segments",
-                 "status", "tally", "total")
+
+class Plaintext(NamedTuple):
+    """All of a small plan in one piece of memory, for TLS in userspace."""
+
+    memory: bytearray
+    pointer: object         # to its first byte, as OpenSSL takes it
+    head_address: int       # of the status head in StatusHeads: it is copied from there again when the Date has changed
+    head_length: int
+
+
+class Plan:
+    """A Reply in memory. `address` is its msghdr's, which covers the first `send_size` bytes of `total`."""
+
+    __slots__ = ("address", "close", "content", "dated", "done", "lazy", "memory", "plaintext", "segments",
+                 "send_size", "status", "tally", "total")
 
     def __init__(self, reply, status_head, tally, lazy=False):
         """One block of memory holds msghdr, iovecs and then every byte that is not in an archive.
@@ -86,26 +108,29 @@ class Plan:
         tally: where responses with this status are counted. lazy: whether some of it may have to be read from a disk.
         """
         self.status, self.tally, self.lazy = reply.status, tally, lazy
-        self.room = LAZY_PIECE if lazy else PIECE
-        spans = [span for span in (reply.head, *reply.body) if isinstance(span, bytes) or span[1]]
-        own = b"".join(span for span in spans if isinstance(span, bytes))
-        self.memory = bytearray(linux.message_size(len(spans) + 1) + len(own))
+        self.send_size = COLD_SEND_SIZE if lazy else SEND_SIZE
+        header = header_section(reply)
+        own = b"".join([header, *[span for span in reply.body if isinstance(span, bytes)]])
+        room = linux.message_size(len(reply.body) + 2)
+        self.memory = bytearray(room + len(own))
+        self.memory[room:] = own
         self.address = linux.address_of(self.memory)
-        at = self.address + len(self.memory) - len(own)
-        self.memory[-len(own):] = own
+        at = self.address + room
+        self.total = status_head[1]
         segments = [status_head]                # (address, length) of all there is to send
-        for span in spans:
+        for span in (header, *reply.body):
             if isinstance(span, bytes):
-                segments.append((at, len(span)))
-                at += len(span)
+                segment, at = (at, len(span)), at + len(span)
             else:
-                segments.append(span)
-        self.total = sum(length for _, length in segments)
-        self.content = self.total - status_head[1] - len(reply.head)        # bytes behind the header
-        self.segments = segments if self.total > self.room else None
-        linux.write_message(self.memory, self.address, first_piece(segments, self.room))
+                segment = span
+            if segment[1]:
+                segments.append(segment)
+                self.total += segment[1]
+        self.content = self.total - status_head[1] - len(header)        # bytes behind the header
+        self.segments = segments if self.total > self.send_size else None
+        linux.write_message(self.memory, self.address, first_piece(segments, self.send_size))
         self.close = reply.close
-        self.plaintext = self.dated = None      # all of it in one piece, and of when, where it is encrypted by OpenSSL
+        self.plaintext = self.dated = None      # its Plaintext, and the Date in that, where OpenSSL encrypts it
         # What the first send returns when nothing more is to be done: then the connection waits for a request.
         self.done = NO_RESULT if self.close or self.segments else self.total
 
@@ -115,13 +140,13 @@ class Plan:
 
     def piece(self, sent):
         """The segments of what is sent next, after `sent` bytes."""
-        return [self.locate(sent)] if sent else first_piece(self.spans(), self.room)
+        return [self.locate(sent)] if sent else first_piece(self.spans(), self.send_size)
 
     def locate(self, sent):
         """(address, length) of what to send after `sent` bytes, at most one piece."""
         for address, length in self.spans():
             if sent < length:
-                return address + sent, min(length - sent, self.room)
+                return address + sent, min(length - sent, self.send_size)
             sent -= length
         raise IndexError(sent)
 
@@ -136,41 +161,49 @@ def first_piece(segments, room):
     return piece
 
 
-class Planner:
-    """Makes plans and remembers them: by reply, and by the exact bytes of the request that got it.
+class Memo:
+    """What the sites of a worker share: the Date, counts, and the memories of plans, one by reply and one by the exact
+    bytes of the request that got it.
 
-    Both memories are bounded. When one is full, each newcomer takes the place of the latest one, so that a flood of
-    requests that come once pushes out nothing that comes again and again; and what was full is emptied now and then,
-    so that what is no longer asked for goes too.
+    Both are bounded, for all sites together. When one is full, each newcomer takes the place of the latest one, so that
+    a flood of requests that come once pushes out nothing that comes again and again; and what was full is emptied now
+    and then, so that what is no longer asked for goes too.
     """
 
-    def __init__(self, library, spell_out, server, now, more=b""):
-        """library: the archives (see archive.Library) that replies' spans are in. spell_out: a Whole's Reply."""
-        self.library, self.spell_out = library, spell_out
+    def __init__(self, library, server, wall, more=()):
+        """library: the archives (see archive.Library) that replies' spans are in. All else is as in StatusHeads."""
+        self.library = library
+        self.status_heads = StatusHeads(server, wall, more)
         self.tallies = [[0] for _ in range(6)]      # responses, by the first digit of their status
-        self.lines = {}                             # for some of `by_request`: what the access log says of it
-        self.warmed = now
-        self.status_heads = StatusHeads(server, now, more)
-        self.by_reply = {}
+        self.plans = []                             # of each site a dict, since two may answer differently
+        self.newest = {}                            # that one of them which the latest plan is in
         self.by_request = {}
+        self.lines = {}                             # for some of `by_request`: what the access log says of it
         self.seen = bytearray(1 << SEEN_BITS)       # for each hash's low bits, some others of the last that came
         self.plan_room, self.request_room = MEMO_PLANS, MEMO_REQUESTS
-        self.emptied = now
+        self.emptied = self.warmed = wall
 
-    def plan(self, reply):
-        """The Plan of a Reply or Whole."""
-        return self.by_reply.get(reply) or self.make(reply)
+    def new_site(self):
+        """The dict for the plans of one more site."""
+        self.plans.append({})
+        return self.plans[-1]
 
-    def make(self, reply):
-        spelled = self.spell_out(reply) if isinstance(reply, Whole) else reply
-        plan = Plan(spelled, self.status_heads.get(spelled.status), self.tallies[spelled.status // 100],
-                    self.library.lazy and self.library.is_lazy(spelled.body))
-        size = PLAN_OVERHEAD + len(plan.memory) * (2 if spelled is reply else 1)
+    def make(self, plans, key, reply):
+        """Make the Plan of a Reply, and keep it in `plans`, the dict of one site.
+
+        key: what it is kept under: the Reply again, or the FullResponse that stands for it.
+        """
+        plan = Plan(reply, self.status_heads.get(reply.status), self.tallies[reply.status // 100],
+                    self.library.lazy and self.library.is_lazy(reply.body))
+        size = PLAN_OVERHEAD + len(plan.memory)
+        if key is reply:
+            size += len(plan.memory) + FIELD_OVERHEAD * len(reply.fields)
         if self.plan_room < size:
-            self.by_reply.popitem()
+            self.newest.popitem()
         else:
             self.plan_room -= size
-        self.by_reply[reply] = plan
+        plans[key] = plan
+        self.newest = plans
         return plan
 
     def remember(self, request, plan):
@@ -193,20 +226,21 @@ class Planner:
         self.seen[place] = mark
         return False
 
-    def tick(self, now):
+    def tick(self, wall):
         """Once a second: the Date, and room for what is new."""
-        self.status_heads.tick(now)
+        self.status_heads.tick(wall)
         full = self.plan_room < MEMO_PLANS // 8 or self.request_room < MEMO_REQUESTS // 8
-        if full and now - self.emptied > EMPTY_SECONDS:
+        if full and wall - self.emptied > EMPTY_SECONDS:
             self.forget()
-            self.emptied = now
-        if self.library.lazy and now - self.warmed > WARM_SECONDS:
+            self.emptied = wall
+        if self.library.lazy and wall - self.warmed > WARM_SECONDS:
             self.forget_requests()          # so that it is looked again whether what they get is in memory
-            self.warmed = now
+            self.warmed = wall
 
     def forget(self):
         """Drop all plans; those being sent live until they are."""
-        self.by_reply.clear()
+        for plans in self.plans:
+            plans.clear()
         self.plan_room = MEMO_PLANS
         self.forget_requests()
 
@@ -216,13 +250,92 @@ class Planner:
         self.request_room = MEMO_REQUESTS
 
 
-class ForgetfulPlanner(Planner):
-    """A Planner for what may be answered otherwise the next time: nothing that it has made is given again."""
+class ForgetfulMemo(Memo):
+    """A Memo that remembers nothing: for sites that may answer otherwise the next time."""
 
-    def make(self, reply):
-        plan = super().make(reply)
+    def make(self, plans, key, reply):
+        plan = super().make(plans, key, reply)
         self.forget()
         return plan
 
     def remember(self, request, plan):
         pass
+
+
+class Site:
+    """Answers the requests for one host with plans.
+
+    reply: gives the Reply or FullResponse for a Request. expand: gives the Reply that a FullResponse stands for.
+    What the Memo does for all sites is here too, so that a connection has to know its site only: `known` gives the Plan
+    for the exact bytes of a request, or None; `lines` has for some of these what the access log says of them.
+    """
+
+    def __init__(self, memo, reply, expand=None):
+        self.memo, self.answer, self.expand = memo, reply, expand
+        self.reply = reply                      # the same, until `close_all`
+        self.by_reply = memo.new_site()
+        self.known, self.remembers, self.lines = memo.by_request.get, memo.by_request.__contains__, memo.lines
+        self.remember, self.forget, self.tick = memo.remember, memo.forget, memo.tick
+        self.tallies, self.status_heads = memo.tallies, memo.status_heads
+
+    def respond(self, request):
+        """The Plan for a Request whose body, if any, has been read past."""
+        reply = self.reply(request)
+        return self.by_reply.get(reply) or self.make(reply)     # as `plan`, without the call
+
+    def refuse(self, status, reason):
+        """The Plan of an error where there is no Request to answer. The connection ends with it."""
+        return self.plan(error_reply(status, reason))
+
+    def interim(self):
+        """The Plan of 100 (Continue)."""
+        return self.plan(CONTINUE)
+
+    def plan(self, reply):
+        """The Plan of a Reply or FullResponse."""
+        return self.by_reply.get(reply) or self.make(reply)
+
+    def make(self, reply):
+        return self.memo.make(self.by_reply, reply, self.expand(reply) if isinstance(reply, FullResponse) else reply)
+
+    def close_all(self):
+        """From now on each response is the last on its connection."""
+        self.forget()
+        self.reply = lambda request: self.answer(request._replace(connection=b"close"))
+
+
+class VirtualHosts(Site):
+    """Has each request answered by the Site of its host.
+
+    sites: by name, in lower case; "*.example.com" stands for all names with one more label, b"" for all others.
+    """
+
+    def __init__(self, memo, sites):
+        super().__init__(memo, unknown_host)
+        self.sites = sites
+
+    def respond(self, request):
+        site = self.find(request.fields.host or b"")
+        return site.respond(request) if site else super().respond(request)
+
+    def find(self, host):
+        """The Site for a Host field's value, or None."""
+        name = PORT.sub(b"", host).lower().removesuffix(b".")
+        label, _, rest = name.partition(b".")
+        return self.sites.get(name) or label and self.sites.get(b"*." + rest) or self.sites.get(b"")
+
+    def close_all(self):
+        super().close_all()
+        for site in self.sites.values():
+            site.close_all()
+
+
+def unknown_host(request):
+    """The Reply to a request for a host that is not served (RFC 9110 section 15.5.20)."""
+    return error_reply(421, "there is no such host here", request)
+
+
+def make_site(memo, responders):
+    """The Site, or VirtualHosts, for reply.Responders by host: b"" stands for all others."""
+    sites = {host: Site(memo, responder.reply, responder.expand) for host, responder in responders.items()}
+    return sites[b""] if list(sites) == [b""] else VirtualHosts(memo, sites)

@@ -1,38 +1,55 @@
 """What a request gets: (Request, Archive) -> Reply. Pure (RFC 9110).
 
-Replies are values: equal requests give equal replies, so whoever sends them may keep what it made of one.
+Replies are values: equal requests give equal replies, so whoever sends them may keep what it made of one. They are the
+same for every version of HTTP, each of which puts them on the wire in its own way (HTTP/1.1: plan.py).
 """
 
 import re
 import secrets
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import NamedTuple
+from urllib.parse import quote_from_bytes
 
-from archive import Redirect, Representation, Resource
+from archive import PATH_SAFE, Redirect, Representation, Resource
 from http1 import KNOWN, SERVED, format_date, parse_date
 
 MAX_PARTS = 16              # parts of one multipart/byteranges answer; who wants more gets the whole file
 MAX_RANGES = 64             # ranges looked at in one request
 PART_GAP = 80               # ranges nearer than this many bytes become one: about what a part's own head takes
+MEMO_TEXTS = 64             # texts of errors remembered: more than there are
 
-ALLOW = b"Allow: " + b", ".join(SERVED) + b"\r\n"
+Field = tuple[bytes, bytes]                     # a header field's name and value
+Span = bytes | tuple[int, int]                  # bytes to send, or (address, length) in the archive
+
+ALLOW = b"Allow", b", ".join(SERVED)
+READ_ONLY = b"Allow", b"GET, HEAD"              # of what is made when it is asked for, where OPTIONS is no use
+ACCEPT_RANGES = b"Accept-Ranges", b"bytes"
+NO_STORE = b"Cache-Control", b"no-store"
+NOSNIFF = b"X-Content-Type-Options", b"nosniff"
+VARY = b"Vary", b"Accept-Encoding"
 BOUNDARY = secrets.token_hex(12).encode()       # made after the archive, so nothing in it can hold this by design
-
-Span = bytes | tuple[int, int]                  # bytes to send, or (offset, length) in the archive
 
 
 class Reply(NamedTuple):
-    """A response: the status line, Server and Date are the sender's to add, `head` is all that follows them."""
+    """A response but for what its sender adds: Server, Date, and Connection in HTTP/1."""
 
     status: int
-    head: bytes             # header fields and the empty line
+    fields: tuple[Field, ...]
     body: tuple[Span, ...]
-    close: bool             # close the connection after it
+    connection: bytes = b""     # as in Request: b"" (persist), b"close", b"keep-alive" (said to HTTP/1.0)
+
+    @property
+    def close(self):
+        """Whether the connection ends with it."""
+        return self.connection == b"close"
 
 
-class Whole(NamedTuple):
-    """The Reply that nearly every request gets, 200 with all of a file, before it is spelled out: cheap to make."""
+class FullResponse(NamedTuple):
+    """The Reply that nearly every request gets, 200 with all of a file, in a form that is cheap to make.
+
+    Responder.expand gives the Reply itself.
+    """
 
     chosen: Representation
     vary: bool              # whether other representations could have been chosen
@@ -44,11 +61,7 @@ class Whole(NamedTuple):
         return 200
 
 
-new_whole = partial(tuple.__new__, Whole)       # as new_request in http1.py
-
-
-def connection_field(connection):
-    return b"Connection: %b\r\n" % connection if connection else b""
+new_full_response = partial(tuple.__new__, FullResponse)        # as new_request in http1.py
 
 
 class Responder:
@@ -56,13 +69,13 @@ class Responder:
 
     def __init__(self, archive, cache_control):
         self.archive = archive
-        self.cache_control = b"Cache-Control: %b\r\n" % cache_control if cache_control else b""
+        self.cache_control = ((b"Cache-Control", cache_control),) if cache_control else ()
 
     def reply(self, request):
-        """The Reply or Whole for a Request whose body, if any, has been read past."""
+        """The Reply or FullResponse for a Request whose body, if any, has been read past."""
         method, path, _, connection, _, fields = request
         if fields.expect is not None and fields.expect.lower() != b"100-continue":
-            return self.error(417, "the only expectation met here is 100-continue", connection, method)
+            return error_reply(417, "the only expectation met here is 100-continue", request)
         if method not in (b"GET", b"HEAD"):
             return self.other_method(request)
         found = self.archive.find(path)
@@ -71,58 +84,52 @@ class Responder:
         chosen = select(found, fields.codings)
         vary = bool(found.variants)
         if chosen is None:
-            return self.error(406, "no content coding of this file is acceptable", connection, method, vary_field(vary))
+            return error_reply(406, "no content coding of this file is acceptable", request, vary_fields(vary))
         if fields.conditional:
             return self.conditional(request, chosen, vary)
-        return new_whole((chosen, vary, connection, method == b"HEAD"))
+        return new_full_response((chosen, vary, connection, method == b"HEAD"))
 
     def other_method(self, request):
         """OPTIONS (RFC 9110 section 9.3.7), and the methods that a file cannot do."""
-        method, path, _, connection, _, _ = request
-        if method not in KNOWN:
-            return self.error(501, "this method is not known here", connection)
-        if method != b"OPTIONS":
-            return self.error(405, "a file can be read, and nothing else", connection, extra=ALLOW)
-        if path != b"*" and self.archive.find(path) is None:
+        if request.method not in KNOWN:
+            return error_reply(501, "this method is not known here", request)
+        if request.method != b"OPTIONS":
+            return error_reply(405, "a file can be read, and nothing else", request, (ALLOW,))
+        if request.path != b"*" and self.archive.find(request.path) is None:
             return self.not_found(request)
-        return Reply(204, ALLOW + connection_field(connection) + b"\r\n", (), connection == b"close")
+        return Reply(204, (ALLOW,), (), request.connection)
 
     def not_found(self, request):
         """404, with the archive's own /404.html where it has one."""
         page = self.archive.find(b"/404.html")
         if not isinstance(page, Resource):
-            return self.error(404, "", request.connection, request.method, self.cache_control)
+            return error_reply(404, "", request, self.cache_control)
         chosen = select(page, request.fields.codings) or page.plain
-        head = b"".join((representation_fields(chosen, bool(page.variants)), b"Content-Length: %d\r\n" % chosen.length,
-                         self.cache_control, connection_field(request.connection), b"\r\n"))
+        fields = *representation_fields(chosen, bool(page.variants)), length_field(chosen.length), *self.cache_control
         body = () if request.method == b"HEAD" else ((chosen.offset, chosen.length),)
-        return Reply(404, head, body, request.connection == b"close")
+        return Reply(404, fields, body, request.connection)
 
     def redirect(self, found: Redirect, request):
         """308 to a directory's own URL. The location comes from the archive's index, so it never leads elsewhere."""
-        extra = b"Location: %b%b\r\n%b" % (found.location, request.query, self.cache_control)
-        return self.error(308, "", request.connection, request.method, extra)
-
-    def error(self, status, reason, connection=b"close", method=b"", extra=b""):
-        """A short text. `reason` (a few words, or "") explains the status; `extra` is more header fields."""
-        phrase = HTTPStatus(status).phrase
-        text = f"{status} {phrase}{': ' if reason else ''}{reason}\n".encode()
-        head = b"".join((b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n" % len(text), extra,
-                         b"X-Content-Type-Options: nosniff\r\n", connection_field(connection), b"\r\n"))
-        return Reply(status, head, () if method == b"HEAD" else (text,), connection == b"close")
+        location = b"Location", found.location + request.query
+        return error_reply(308, "", request, (location, *self.cache_control))
 
     # the file itself
 
-    def spell_out(self, whole):
-        """The Reply that a Whole stands for."""
-        chosen, vary, connection, head_only = whole
-        head = b"".join((representation_fields(chosen, vary), b"Content-Length: %d\r\n" % chosen.length,
-                         self.validators(chosen), b"Accept-Ranges: bytes\r\n", connection_field(connection), b"\r\n"))
-        return Reply(200, head, () if head_only else ((chosen.offset, chosen.length),), connection == b"close")
+    def expand(self, response):
+        """The Reply that a FullResponse stands for."""
+        chosen, vary, connection, head_only = response
+        body = () if head_only else ((chosen.offset, chosen.length),)
+        fields = self.file_fields(chosen, representation_fields(chosen, vary), chosen.length)
+        return Reply(200, fields, body, connection)
+
+    def file_fields(self, chosen, fields, length):
+        """`fields`, which say what the content is, and those that go with all or parts of a file."""
+        return *fields, length_field(length), *self.validators(chosen), ACCEPT_RANGES
 
     def validators(self, chosen):
-        etag = b"ETag: %b\r\n" % chosen.etag if chosen.etag else b""
-        return b"%bLast-Modified: %b\r\n%b" % (etag, format_date(chosen.mtime), self.cache_control)
+        etag = ((b"ETag", chosen.etag),) if chosen.etag else ()
+        return *etag, (b"Last-Modified", format_date(chosen.mtime)), *self.cache_control
 
     def conditional(self, request, chosen, vary):
         """A request with preconditions or a range (RFC 9110 section 13.2.2 gives the order)."""
@@ -130,34 +137,96 @@ class Responder:
         head_only = request.method == b"HEAD"
         status = precondition(fields, chosen)
         if status == 412:
-            return self.error(412, "", connection, request.method)
+            return error_reply(412, "", request)
         if status == 304:
-            head = b"".join((self.validators(chosen), vary_field(vary), connection_field(connection), b"\r\n"))
-            return Reply(304, head, (), connection == b"close")
+            return Reply(304, (*self.validators(chosen), *vary_fields(vary)), (), connection)
         if fields.range is None or head_only or not range_applies(fields.if_range, chosen):
-            return Whole(chosen, vary, connection, head_only)
+            return FullResponse(chosen, vary, connection, head_only)
         ranges = parse_ranges(fields.range, chosen.length)
         if ranges is None:
-            return Whole(chosen, vary, connection, head_only)
+            return FullResponse(chosen, vary, connection, head_only)
         if not ranges:
-            extra = b"Content-Range: bytes */%d\r\n%b" % (chosen.length, vary_field(vary))
-            return self.error(416, "", connection, extra=extra)
+            unsatisfied = b"Content-Range", b"bytes */%d" % chosen.length
+            return error_reply(416, "", request, (unsatisfied, *vary_fields(vary)))
         return self.partial(chosen, ranges, vary, connection)
 
     def partial(self, chosen, ranges, vary, connection):
         """206 (RFC 9110 section 15.3.7): one range as it is, several as multipart/byteranges."""
         if len(ranges) == 1:
             [(start, end)] = ranges
-            kind, length = representation_fields(chosen, vary) + content_range(start, end, chosen.length), end - start
-            body = ((chosen.offset + start, length),)
+            body, length = ((chosen.offset + start, end - start),), end - start
+            fields = *representation_fields(chosen, vary), content_range(start, end, chosen.length)
         else:
             body, length = multipart(chosen, ranges)
             several = chosen._replace(media_type=b"multipart/byteranges; boundary=" + BOUNDARY)
-            kind = representation_fields(several, vary)
-        head = b"".join((kind, b"Content-Length: %d\r\n" % length, self.validators(chosen),
-                         b"Accept-Ranges: bytes\r\n", connection_field(connection), b"\r\n"))
-        return Reply(206, head, body, connection == b"close")
+            fields = representation_fields(several, vary)
+        return Reply(206, self.file_fields(chosen, fields, length), body, connection)
 
+
+# --- replies that are not a file's
+
+def content_reply(status, media_type, content, request=None, extra=()):
+    """The Reply with `content` (bytes), which is in no archive; `extra` is more header fields.
+
+    Without a `request`, because what came cannot be understood as one, the connection ends with it.
+    """
+    fields = (b"Content-Type", media_type), length_field(len(content)), *extra, NOSNIFF
+    head_only = request is not None and request.method == b"HEAD"
+    return Reply(status, fields, () if head_only else (content,), request.connection if request else b"close")
+
+
+def error_reply(status, reason, request=None, extra=()):
+    """A short text. `reason` (a few words, or "") explains the status; all else is as in content_reply."""
+    return content_reply(status, b"text/plain; charset=utf-8", error_text(status, reason), request, extra)
+
+
+@lru_cache(MEMO_TEXTS)
+def error_text(status, reason):
+    return f"{status} {HTTPStatus(status).phrase}{': ' if reason else ''}{reason}\n".encode()
+
+
+# --- redirects to HTTPS, and ACME's challenges (RFC 8555 section 8.3)
+
+CHALLENGES = b"/.well-known/acme-challenge/"
+HOST_AND_PORT = re.compile(rb"(\[[^\]]+\]|[^:]+)(?::[0-9]*)?")
+
+
+class Redirector:
+    """Answers every request on the plain listener beside an HTTPS one with its address on `port` over HTTPS.
+
+    read_challenge: gives the content for a challenge's token (bytes), or None where there is none. It is called each
+    time, since challenges come and go. Without it they are redirected like all else.
+    """
+
+    def __init__(self, port, read_challenge=None):
+        self.port = b"" if port == 443 else b":%d" % port
+        self.read_challenge = read_challenge
+
+    def reply(self, request):
+        """The Reply for a Request."""
+        path = request.path
+        if self.read_challenge and path.startswith(CHALLENGES):
+            return self.challenge(path.removeprefix(CHALLENGES), request)
+        if not path.startswith(b"/"):
+            return error_reply(404, "", request)
+        host = HOST_AND_PORT.fullmatch(request.fields.host or b"")
+        if not host:
+            return error_reply(400, "without a Host nobody can be sent to https", request)
+        path = quote_from_bytes(path, PATH_SAFE).encode()
+        location = b"Location", b"https://%b%b%b%b" % (host[1], self.port, path, request.query)
+        return error_reply(308, "", request, (location,))
+
+    def challenge(self, token, request):
+        if request.method not in (b"GET", b"HEAD"):
+            return error_reply(405, "a file can be read, and nothing else", request, (READ_ONLY,))
+        content = self.read_challenge(token)
+        if content is None:
+            return error_reply(404, "there is no such challenge", request)
+        fields = (b"Content-Type", b"application/octet-stream"), length_field(len(content)), NO_STORE
+        return Reply(200, fields, () if request.method == b"HEAD" else (content,), request.connection)
+
+
+# --- representations and header fields
 
 def select(resource: Resource, codings):
     """The smallest Representation in an acceptable content coding, or None (RFC 9110 section 12.5.3)."""
@@ -167,14 +236,22 @@ def select(resource: Resource, codings):
     return resource.plain if "" in codings else None
 
 
-def vary_field(vary):
-    return b"Vary: Accept-Encoding\r\n" if vary else b""
-
-
 def representation_fields(chosen: Representation, vary):
-    coding = b"Content-Encoding: %b\r\n" % chosen.coding.encode() if chosen.coding else b""
-    return b"Content-Type: %b\r\nX-Content-Type-Options: nosniff\r\n%b%b" % (
-        chosen.media_type, coding, vary_field(vary))
+    coding = ((b"Content-Encoding", chosen.coding.encode()),) if chosen.coding else ()
+    return (b"Content-Type", chosen.media_type), NOSNIFF, *coding, *vary_fields(vary)
+
+
+def vary_fields(vary):
+    return (VARY,) if vary else ()
+
+
+def length_field(length):
+    return b"Content-Length", b"%d" % length
+
+
+def field_lines(fields):
+    """Header fields as lines of text: those of HTTP/1.1 (RFC 9112 section 5) and of the parts of a multipart body."""
+    return b"\r\n".join([*map(b": ".join, fields), b""])
 
 
 # --- preconditions (RFC 9110 section 13)
@@ -277,7 +354,7 @@ def merge(ranges, start, end):
 
 
 def content_range(start, end, length):
-    return b"Content-Range: bytes %d-%d/%d\r\n" % (start, end - 1, length)
+    return b"Content-Range", b"bytes %d-%d/%d" % (start, end - 1, length)
 
 
 def multipart(chosen, ranges):
@@ -285,9 +362,8 @@ def multipart(chosen, ranges):
     body: list[Span] = []
     total = 0
     for start, end in ranges:
-        head = b"--%b\r\nContent-Type: %b\r\n%b\r\n" % (
-            BOUNDARY, chosen.media_type, content_range(start, end, chosen.length))
-        head = b"\r\n" + head if body else head
+        fields = field_lines(((b"Content-Type", chosen.media_type), content_range(start, end, chosen.length)))
+        head = b"%b--%b\r\n%b\r\n" % (b"\r\n" if body else b"", BOUNDARY, fields)
         body += [head, (chosen.offset + start, end - start)]
         total += len(head) + end - start
     tail = b"\r\n--%b--\r\n" % BOUNDARY

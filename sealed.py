@@ -17,6 +17,7 @@ import os
 import linux
 from linux import CQE_MORE
 from conn import SEND_GRACE, Worker
+from plan import Plaintext
 from state import CLOSING, IDLE, REQUEST, RESPONSE, SENT
 from tls import LARGEST_PLAINTEXT, MOST_OUTPUT, RECORD_HEADER, TlsError
 
@@ -53,7 +54,7 @@ class SealedWorker(Worker):
         self.engine = engine
         self.write_bio, self.read_bio = engine.openssl.BIO_write, engine.openssl.BIO_read
         self.read_ssl, self.write_ssl = engine.openssl.SSL_read, engine.openssl.SSL_write
-        self.known, self.heads = self.site.planner.by_request.get, self.site.planner.status_heads
+        self.known, self.heads = self.site.known, self.site.status_heads
         ring = self.ring
         self.received = [linux.pointer(ring.buffer_address(i)) for i in range(ring.buffer_count)]
         self.small_buffers, self.large_buffers = [], []         # those that are free
@@ -100,7 +101,7 @@ class SealedWorker(Worker):
         connection.attention = False
         self.counts.memo_hits += 1
         buffer = self.small_buffers.pop() if self.small_buffers else Buffer(SMALL_BUFFER, self.small_buffers)
-        if self.write_ssl(session.ssl, plan.plaintext[1], plan.total) != plan.total:
+        if self.write_ssl(session.ssl, plan.plaintext.pointer, plan.total) != plan.total:
             log.debug("TLS broken: %s", self.engine.failure(session))       # which takes it out of OpenSSL's queue
             self.seal(connection, session, buffer, None, 0)
             return
@@ -235,11 +236,11 @@ class SealedWorker(Worker):
         """A pointer to all of a small plan in one piece, with the Date of now; None where the archive has lost it."""
         if plan.plaintext is None and not self.gather(plan):
             return None
-        _, pointer, head, length = plan.plaintext
+        plaintext = plan.plaintext
         if plan.dated is not self.heads.date:
-            linux.copy(pointer, head, length)
+            linux.copy(plaintext.pointer, plaintext.head_address, plaintext.head_length)
             plan.dated = self.heads.date
-        return pointer
+        return plaintext.pointer
 
     def gather(self, plan):
         """Put all of a small plan into one piece; tell whether it was all there."""
@@ -252,7 +253,7 @@ class SealedWorker(Worker):
             elif not read_exactly(archive.fd, memoryview(memory)[at:at + length], source - archive.address):
                 return False
             at += length
-        plan.plaintext = memory, linux.pointer(address), *plan.spans()[0]
+        plan.plaintext = Plaintext(memory, linux.pointer(address), *plan.spans()[0])
         self.keep(plan)
         return True
 

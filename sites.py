@@ -11,8 +11,6 @@ from archive import Layers, Library, open_archive
 from tar import ArchiveError
 from reply import Responder
 
-PORT = re.compile(rb":[0-9]*$")
-
 
 class Identity(NamedTuple):
     """What tells a file from another one, and from itself once it is changed (stat(2))."""
@@ -89,36 +87,10 @@ class Sites:
                 populate(archive.address, archive.size)
         return Library(archives)
 
-    def responder(self):
-        """What answers requests."""
-        cache_control = self.arguments.cache_control
-        by_host = {host.encode(): Responder(Layers(layers) if len(layers) > 1 else layers[0], cache_control)
-                   for host, layers in self.layers.items()}
-        return by_host[b""] if list(by_host) == [b""] else VirtualHosts(by_host, cache_control)
-
-
-class VirtualHosts(Responder):
-    """Leaves the answer to the Responder of the host that a request is for.
-
-    by_host: Responders by name, in lower case; "*.example.com" stands for all names with one more label, b"" for all
-    others.
-    """
-
-    def __init__(self, by_host, cache_control):
-        super().__init__(None, cache_control)
-        self.by_host = by_host
-
-    def reply(self, request):
-        responder = self.find(request.fields.host or b"")
-        if responder is None:           # RFC 9110 section 15.5.20
-            return self.error(421, "there is no such host here", request.connection, request.method)
-        return responder.reply(request)
-
-    def find(self, host):
-        """The Responder for a Host field's value, or None."""
-        name = PORT.sub(b"", host).lower().removesuffix(b".")
-        label, _, rest = name.partition(b".")
-        return self.by_host.get(name) or label and self.by_host.get(b"*." + rest) or self.by_host.get(b"")
+    def responders(self):
+        """For each host (bytes; b"" is the default) the Responder."""
+        return {host.encode(): Responder(Layers(layers) if len(layers) > 1 else layers[0], self.arguments.cache_control)
+                for host, layers in self.layers.items()}
 
 
 # --- into memory, and out of it

@@ -203,24 +203,6 @@ class Addresses:
             self.held[key] -= 1
 
 
-class Site:
-    """What answers requests: a responder, and the planner that remembers what it has answered."""
-
-    def __init__(self, responder, planner):
-        self.reply = responder.reply
-        self.error = responder.error
-        self.planner = planner
-
-    def plan(self, reply):
-        return self.planner.plan(reply)
-
-    def close_all(self):
-        """From now on each response is the last on its connection."""
-        reply = self.reply
-        self.planner.forget()
-        self.reply = lambda request: reply(request._replace(connection=b"close"))
-
-
 class Limits:
     """Times in seconds and counts, as the command line gives them."""
 

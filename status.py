@@ -10,11 +10,10 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from counters import Board
-from reply import Reply, Responder, connection_field
+from reply import NO_STORE, READ_ONLY, content_reply, error_reply
 
 TEXT, PAGE = b"text/plain; charset=utf-8", b"text/html; charset=utf-8"
 EXPOSITION = b"text/plain; version=0.0.4; charset=utf-8"    # prometheus.io/docs/instrumenting/exposition_formats
-NO_STORE = b"Cache-Control: no-store\r\n"
 REFRESH = 5                     # seconds after which the page asks again
 
 
@@ -116,11 +115,11 @@ td { font-variant-numeric: tabular-nums; }
 .groups td { text-align: right; padding-right: 0; }
 """
 STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest())
-PAGE_FIELDS = (b"Content-Security-Policy: default-src 'none'; style-src 'sha256-%b'; base-uri 'none'; "
-               b"form-action 'none'; frame-ancestors 'none'\r\n" % STYLE_HASH)
+CONTENT_SECURITY = b"Content-Security-Policy", (b"default-src 'none'; style-src 'sha256-%b'; base-uri 'none'; "
+                                               b"form-action 'none'; frame-ancestors 'none'" % STYLE_HASH)
 
 
-class StatusResponder(Responder):
+class StatusResponder:
     """Answers with what is on the Board at that moment."""
 
     def __init__(self, board: Board):
@@ -129,10 +128,9 @@ class StatusResponder(Responder):
 
     def reply(self, request):
         """The Reply for a Request."""
-        method, path, _, connection, _, _ = request
-        if method not in (b"GET", b"HEAD"):
-            return self.error(405, "this can be read, and nothing else", connection, method,
-                              NO_STORE + b"Allow: GET, HEAD\r\n")
+        path = request.path
+        if request.method not in (b"GET", b"HEAD"):
+            return error_reply(405, "this can be read, and nothing else", request, (NO_STORE, READ_ONLY))
         if path == b"/healthz":
             return answer(request, 200, TEXT, "ok\n")
         if path == b"/readyz":
@@ -141,8 +139,8 @@ class StatusResponder(Responder):
         if path == b"/metrics":
             return answer(request, 200, EXPOSITION, exposition(*self.look()))
         if path == b"/":
-            return answer(request, 200, PAGE, page(time.time(), *self.look()), PAGE_FIELDS)
-        return self.error(404, "", connection, method, NO_STORE)
+            return answer(request, 200, PAGE, page(time.time(), *self.look()), CONTENT_SECURITY)
+        return error_reply(404, "", request, (NO_STORE,))
 
     def look(self):
         """(numbers, description) of now."""
@@ -152,11 +150,10 @@ class StatusResponder(Responder):
         return self.board.totals() | self.board.server() | success, self.about
 
 
-def answer(request, status, media_type, text, extra=b""):
-    body = text.encode(errors="replace")            # a path need not be UTF-8
-    head = b"".join((b"Content-Type: %b\r\nContent-Length: %d\r\n" % (media_type, len(body)), NO_STORE, extra,
-                     b"X-Content-Type-Options: nosniff\r\n", connection_field(request.connection), b"\r\n"))
-    return Reply(status, head, () if request.method == b"HEAD" else (body,), request.connection == b"close")
+def answer(request, status, media_type, text, *extra):
+    """The Reply with a text, and perhaps more header fields."""
+    content = text.encode(errors="replace")         # a path need not be UTF-8
+    return content_reply(status, media_type, content, request, (NO_STORE, *extra))
 
 
 def why_not_ready(numbers):

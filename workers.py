@@ -17,14 +17,15 @@ from accesslog import AccessLog
 from archive import Library
 from conn import Worker
 from counters import Board, Counts
+from credentials import read_acme_challenge
 from door import Entrance
 from life import AT_ONCE, LOG, LOOK
 from options import UsageError
-from plan import ForgetfulPlanner, Planner
-from redirect import Redirector
+from plan import ForgetfulMemo, Memo, Site, make_site
+from reply import Redirector
 from secure import SecureWorker
 from sites import hide_lost
-from state import Limits, Site
+from state import Limits
 from status import StatusResponder
 from tls import Engine
 from uring import PolledRing, Ring
@@ -126,13 +127,13 @@ def operations(arguments, tls, lazy):
 def make_worker(generation, listeners, number, board: Board, row, arguments, sandbox):
     """The Worker of a generation that accepts on the `number`-th of each of `listeners`, in a process that has dropped
     what a Sandbox drops first."""
-    site, redirect = ([listener.fileno() for listener in sockets] for sockets in listeners.of(number))
+    served, redirect = ([listener.fileno() for listener in sockets] for sockets in listeners.of(number))
     counts, signals = Counts(), signal_pipe()
-    library, responder = generation.sites.library(), generation.sites.responder()
-    hsts = b"" if arguments.hsts is None else b"Strict-Transport-Security: max-age=%d\r\n" % arguments.hsts
+    library = generation.sites.library()
+    hsts = () if arguments.hsts is None else ((b"Strict-Transport-Security", b"max-age=%d" % arguments.hsts),)
     if library.lazy:
         lock_program()
-    planner = Planner(library, responder.spell_out, SERVER, time.time(), hsts)
+    site = make_site(Memo(library, SERVER, time.time(), hsts), generation.sites.responders())
     damage = watch(library)
     directory = os.open(arguments.acme_dir, os.O_PATH | os.O_CLOEXEC) if arguments.acme_dir else None
     sandbox.drop(directory)
@@ -147,15 +148,16 @@ def make_worker(generation, listeners, number, board: Board, row, arguments, san
         "ring": ring, "slots": slots, "counts": counts, "signals": signals, "access_log": access_log,
         "limits": Limits(connections, arguments.header_timeout, arguments.keepalive_timeout, arguments.min_rate,
                          arguments.drain, arguments.max_per_ip),
-        "entrance": Entrance(site + redirect, passing, arguments.trusted),
+        "entrance": Entrance(served + redirect, passing, arguments.trusted),
         "publish": (lambda: board.publish(row, counts)) if listeners.status else None,
-        "site": Site(responder, planner), "library": library, "damage": damage,
+        "site": site, "library": library, "damage": damage,
     }
     if generation.tls is None:
         return Worker(**common)
     generation.tls[1].renew_tickets(time.time())
-    redirector = Redirector(listeners.https_port(), directory)
-    plain_site = Site(redirector, ForgetfulPlanner(library, redirector.spell_out, SERVER, time.time()))
+    challenges = None if directory is None else partial(read_acme_challenge, directory)
+    redirector = Redirector(listeners.https_port(), challenges)
+    plain_site = Site(ForgetfulMemo(library, SERVER, time.time()), redirector.reply)
     return SecureWorker(engine=Engine(*generation.tls), plain=frozenset(redirect), plain_site=plain_site, **common)
 
 
@@ -176,15 +178,14 @@ def on_damage(inotify, library):
 
 def make_status_worker(listeners, board: Board, arguments, sandbox):
     """The Worker that answers on the status listener; as make_worker."""
-    responder, signals = StatusResponder(board), signal_pipe()
-    library = Library([])
-    planner = ForgetfulPlanner(library, responder.spell_out, SERVER, time.time())
+    signals, library = signal_pipe(), Library([])
+    site = Site(ForgetfulMemo(library, SERVER, time.time()), StatusResponder(board).reply)
     sandbox.drop()
     ring = Ring(STATUS_CONNECTIONS, entries=STATUS_CONNECTIONS, buffers=16, use_liburing=not arguments.no_liburing,
                 operations=None if arguments.secure == "off" else SERVING)
     connections, slots = limit_connections(STATUS_CONNECTIONS)
     return Worker(ring=ring, slots=slots, counts=Counts(), signals=signals, library=library, publish=None,
-                  limits=Limits(connections, drain=1), site=Site(responder, planner),
+                  limits=Limits(connections, drain=1), site=site,
                   entrance=Entrance([listener.fileno() for listener in listeners.status]))
 
 

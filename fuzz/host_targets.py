@@ -11,9 +11,11 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from http_targets import read_by_h11
 
 import http1
+from archive import Library
+from credentials import read_acme_challenge
 from http1 import HttpError
-from redirect import CHALLENGES, Redirector
-from sites import VirtualHosts
+from plan import Memo, VirtualHosts, header_section
+from reply import CHALLENGES, Redirector
 
 WORDS = (b"Host: ", b"\r\nHost: a.example.org", b"[::1]", b":80", b":443", b"example.org.", b"A.EXAMPLE.ORG",
          b"x.example.org", b"http://", b"https://", CHALLENGES, CHALLENGES + b"token", CHALLENGES + b"link", b"../",
@@ -39,6 +41,7 @@ def directory():
 FILES = {CHALLENGES + b"token": b"here", CHALLENGES + b"secret": b"in the directory itself"}
 LOCATION = re.compile(rb"\r\nLocation: (https://[!-~]+)\r\n")
 NAMES = {b"": "default", b"a.example.org": "exact", b"*.example.org": "wildcard", b"[::1]": "address"}
+HOSTS = VirtualHosts(Memo(Library([]), b"tarweb", 0), NAMES)
 
 
 def host(data):
@@ -51,11 +54,11 @@ def host(data):
         asked = http1.parse_head(head[:end])
     except HttpError:
         return
-    assert VirtualHosts(NAMES, "").find(asked.fields.host or b"") == expected_site(asked.fields.host or b"")
-    made = Redirector(port, directory()).reply(asked)
+    assert HOSTS.find(asked.fields.host or b"") == expected_site(asked.fields.host or b"")
+    made = Redirector(port, functools.partial(read_acme_challenge, directory())).reply(asked)
     body = read_by_h11(asked, made)
     if made.status == 308:
-        check_location(LOCATION.search(b"\r\n" + made.head)[1].decode(), asked, port)
+        check_location(LOCATION.search(b"\r\n" + header_section(made))[1].decode(), asked, port)
     elif made.status == 200:
         assert FILES[asked.path] == (body or FILES[asked.path])
         assert body or asked.method == b"HEAD"

@@ -16,7 +16,8 @@ from test_http1_properties import MORE, REFUSED
 
 import http1
 from http1 import Body, HttpError
-from reply import MAX_PARTS, MAX_RANGES, Responder, Whole, parse_ranges
+from plan import header_section
+from reply import MAX_PARTS, MAX_RANGES, FullResponse, Responder, parse_ranges
 
 FRAGMENTS = tuple(fragment for fragment in properties.FRAGMENTS if fragment.strip())
 WORDS = (*FRAGMENTS, b"Connection: close\r\n", b"Expect: 100-continue\r\n", b"Referer: ", b"User-Agent: ", b"OPTIONS ",
@@ -146,7 +147,7 @@ FIELD_WORDS = (*(b"\r\n" + field.encode() for field in FIELDS), b"bytes=", b"byt
 PATHS = (b"/plain", b"/packed", b"/empty", b"/untagged", b"/dir", b"/dir/", b"/nowhere", b"*", b"/dir?q%0d",
          b"/404.html")
 VERBS = (b"GET", b"HEAD", b"OPTIONS", b"POST", b"BREW")
-RESPONDERS = (replies.RESPONDER, Responder(replies.Site({**replies.SITE, b"/404.html": replies.PAGE}), b""))
+RESPONDERS = (replies.RESPONDER, Responder(replies.Contents({**replies.SITE, b"/404.html": replies.PAGE}), b""))
 
 
 def reply(data):
@@ -160,7 +161,7 @@ def reply(data):
         return
     made = responder.reply(asked)
     assert made == responder.reply(asked)
-    made = responder.spell_out(made) if isinstance(made, Whole) else made
+    made = responder.expand(made) if isinstance(made, FullResponse) else made
     replies.fields(made)
     assert replies.body(made) == read_by_h11(asked, made)
     assert made.close == (asked.connection == b"close")
@@ -173,7 +174,7 @@ def read_by_h11(asked, made):
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method=asked.method, target="/", headers=[("Host", "t")]))
     client.send(h11.EndOfMessage())
-    client.receive_data(b"HTTP/1.1 %d x\r\n%b%b" % (made.status, made.head, replies.body(made)))
+    client.receive_data(b"HTTP/1.1 %d x\r\n%b%b" % (made.status, header_section(made), replies.body(made)))
     pieces = []
     while not isinstance(event := client.next_event(), h11.EndOfMessage):
         assert event is not h11.NEED_DATA, "the response is cut short"

@@ -7,7 +7,8 @@ import pytest
 
 import http1
 from http1 import Body, HttpError
-from reply import Responder, Whole
+from plan import header_section
+from reply import FullResponse, Responder, error_reply
 from state import Limits
 
 WORDS = (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"HEAD /big HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /dir HTTP/1.0\r\n\r\n",
@@ -69,12 +70,12 @@ def answers(stream):
             request, stream = http1.parse_head(stream[:end]), stream[end:]
             request, stream = without_body(request, stream)
         except HttpError as error:
-            found.append(RESPONDER.error(error.status, error.reason))
+            found.append(error_reply(error.status, error.reason))
             break
         if request is None:
             break
         made = RESPONDER.reply(request)
-        found.append(RESPONDER.spell_out(made) if isinstance(made, Whole) else made)
+        found.append(RESPONDER.expand(made) if isinstance(made, FullResponse) else made)
     return found
 
 
@@ -100,7 +101,7 @@ def check(received, wanted):
         if reply is wanted[-1] and reply.close and {int(line[1]), reply.status} <= {*REFUSALS}:
             return
         assert int(line[1]) == reply.status
-        rest = reply.head + b"".join(span if isinstance(span, bytes) else at(*span) for span in reply.body)
+        rest = header_section(reply) + b"".join(span if isinstance(span, bytes) else at(*span) for span in reply.body)
         assert stream[line.end():].startswith(rest)
         stream = stream[line.end() + len(rest):]
     assert stream == b"", "more than was asked for"

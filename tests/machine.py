@@ -32,18 +32,18 @@ from archive import Library, Redirect, Representation, Resource
 from conn import Worker
 from counters import Counts
 from door import Entrance
-from plan import WARM_SECONDS, Planner
+from plan import WARM_SECONDS, Memo, make_site
 from proxy import Networks
 from reply import BOUNDARY, Responder
-from state import BODY, CLOSING, FREE, HANDSHAKE, HEAD, IDLE, INTERIM, LINGER, PREFACE, RESPONSE, Limits, Site
+from state import BODY, CLOSING, FREE, HANDSHAKE, HEAD, IDLE, INTERIM, LINGER, PREFACE, RESPONSE, Limits
 from uring import PolledRing, Ring
 
 EPOCH = 1_700_000_000
 # Small enough that a few hundred steps reach every limit.
 SMALL = {
-    conn: {"MAX_PENDING": 1500, "LINGER_SECONDS": 3, "SEND_GRACE": 4, "PIECE": 700},
+    conn: {"MAX_PENDING": 1500, "LINGER_SECONDS": 3, "SEND_GRACE": 4, "SEND_SIZE": 700},
     door: {"RESERVE": 2},
-    plan_module: {"PIECE": 700, "LAZY_PIECE": 600, "LAZY_MEMO": 800},
+    plan_module: {"SEND_SIZE": 700, "COLD_SEND_SIZE": 600, "LAZY_MEMO": 800},
     archive_module: {"WHOLE_CHECK": 500},
     accesslog: {"LARGEST_WRITE": 2000, "PIPE_BUF": 300, "ENOUGH": 12},
     http1: {"MAX_HEAD": 900, "MAX_LINE": 400, "MAX_BODY": 600},
@@ -125,14 +125,14 @@ def common(kernel, clock, limits, archive, ring, log=None, log_to_file=True, tru
     if lazy:
         kernel.lazy = range(ADDRESS, ADDRESS + len(CONTENT))
         kernel.lasts = WARM_SECONDS + 4
-    responder, library = Responder(archive, b""), Library([archive])
-    planner = Planner(library, responder.spell_out, b"tarweb", clock.time())
+    library = Library([archive])
+    site = make_site(Memo(library, b"tarweb", clock.time()), {b"": Responder(archive, b"")})
     listeners = [slot for slot in kernel.listeners if slot != kernel.passing]
     return {"ring": ring, "slots": kernel.slots, "limits": limits, "counts": Counts(), "signals": kernel.signal_pipe,
             "entrance": Entrance(listeners, kernel.passing, trusted and Networks(trusted)),
             "access_log": log and AccessLog(ring, kernel.open_log(log_to_file), log, life.LOG),
             "publish": publish, "damage": on_damage and (kernel.damage, on_damage),
-            "library": library, "site": Site(responder, planner)}
+            "library": library, "site": site}
 
 
 def make_worker(kernel, clock, limits, listeners=1, kind=Ring, **options):

@@ -21,10 +21,10 @@ from tlsmemory import ALL_CIPHERS, ClientContext, Peer
 import sealed
 import secure
 from door import SLOT
-from plan import ForgetfulPlanner
+from plan import ForgetfulMemo, Site
 from reply import Responder
 from secure import FLIGHT, GOODBYE, KEYS, SEALED, SecureWorker
-from state import CLOSING, HANDSHAKE, IDLE, PREFACE, RESPONSE, Limits, Site
+from state import CLOSING, HANDSHAKE, IDLE, PREFACE, RESPONSE, Limits
 from uring import Ring
 
 LARGE = {b"/large": (500, 20_000)}          # more than one record
@@ -71,9 +71,9 @@ def make_secure_worker(kernel, clock, limits, engine, listeners=1, kind=Ring, pl
     kernel.steady = lambda tag: tag & ~SLOT in (FLIGHT, SEALED, GOODBYE)
     common = machine.common(kernel, clock, limits, archive, ring, **more)
     responder = Responder(archive, b"")
-    planner = ForgetfulPlanner(common["library"], responder.spell_out, b"tarweb", clock.time())
+    plain_site = Site(ForgetfulMemo(common["library"], b"tarweb", clock.time()), responder.reply, responder.expand)
     worker = SecureWorker(engine=engine, plain=range(slots + listeners, slots + listeners + plain),
-                          plain_site=Site(responder, planner), **common)
+                          plain_site=plain_site, **common)
     worker.archive = archive
     return worker
 

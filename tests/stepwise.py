@@ -200,7 +200,7 @@ class Stepwise:
         if state is LINGER:
             return conn.LINGER_SECONDS
         if state in MOVING:
-            return conn.SEND_GRACE + max(conn.PIECE, sealed.PIECE) // self.limits.min_rate
+            return conn.SEND_GRACE + max(conn.SEND_SIZE, sealed.PIECE) // self.limits.min_rate
         if state is IDLE and connection.plan is not None:
             return self.limits.keepalive_timeout
         return self.limits.header_timeout

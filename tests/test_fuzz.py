@@ -21,7 +21,6 @@ import archive
 import conn
 import http1
 import proxy
-import redirect
 import reply
 import tls
 import tar
@@ -69,7 +68,7 @@ FAULTS = {
     "reply: no entity tag is another's": ("reply", reply, "matches", lambda *_, **__: False),
     "ranges: nothing is joined": ("ranges", reply, "merge", lambda ranges, *new: ranges.append(new)),
     "log: quotes are left alone": ("log", accesslog, "clean", lambda value, limit: value[:limit]),
-    "host: the port stays": ("host", redirect, "HOST_AND_PORT", re.compile(rb"(.+)")),
+    "host: the port stays": ("host", reply, "HOST_AND_PORT", re.compile(rb"(.+)")),
     "proxy: checksums are not looked at": ("proxy", proxy, "check_tlvs", lambda *_: None),
     "passfd: a file is taken": ("passfd", proxy, "is_stream", lambda fd: True),
     "tar: any name": ("tar", tar, "_wrong_name", lambda name: ""),

@@ -823,14 +823,14 @@ def test_cold_pages_wait_for_room_first(clock):
 
 @pytest.mark.parametrize("known", (False, True))
 def test_each_piece_is_looked_for(clock, known, monkeypatch):
-    monkeypatch.setattr("plan.LAZY_PIECE", 700)
+    monkeypatch.setattr("plan.COLD_SEND_SIZE", 700)
 
     def script(kernel, worker):
         client = connect(kernel)
         for _ in range(4 if known else 1):
             kernel.warm.clear()
             kernel.assured.clear()
-            worker.site.planner.forget_requests()
+            worker.site.memo.forget_requests()
             client.incoming.append(get(b"/large"))
             yield from settle(kernel)
         assert client.received.endswith(content(b"/large"))

@@ -1124,7 +1124,7 @@ def test_plaintext_that_is_kept_is_bounded(clock, in_userspace, monkeypatch):
                 client.ask(get(path))
                 yield from settle(kernel)
                 assert client.received.endswith(b"\r\n\r\n" + content(path))
-                kept = {plan for plan in worker.site.planner.by_reply.values() if plan.plaintext}
+                kept = {plan for plan in worker.site.by_reply.values() if plan.plaintext}
                 assert kept == set(worker.gathered)
                 assert len(kept) == len(worker.gathered)
                 size = sum(plan.total for plan in kept)

@@ -16,7 +16,7 @@ import sealed
 import state
 import uring
 from conn import Worker
-from plan import Planner
+from plan import Memo
 from state import HEAD, LINGER
 
 STEPS = 24_000          # enough for every row of the table and every kind of trouble
@@ -108,7 +108,7 @@ def a_second_send_at_once(patch):
 @fault
 def a_plan_let_go_while_it_is_sent(patch):
     def end(self, connection, **more):
-        connection.plan = connection.plan and self.site.plan(self.site.error(404, ""))
+        connection.plan = connection.plan and self.site.refuse(404, "")
         original(self, connection, **more)
 
     original = Worker.end
@@ -123,8 +123,8 @@ def a_response_for_another_request(patch):
         former.append(plan)
         original(self, request, former[-2:][0])
 
-    original = Planner.remember
-    patch(Planner, "remember", remember)
+    original = Memo.remember
+    patch(Memo, "remember", remember)
 
 
 @fault

@@ -8,23 +8,25 @@ import struct
 import tracemalloc
 import weakref
 from http import HTTPStatus
+from types import SimpleNamespace
 
 import pytest
 
 import linux
 import plan as module
-from archive import Archive, Library, Representation
-from http1 import format_date
+from archive import Archive, Library, Representation, Resource
+from http1 import format_date, parse_head
 from plan import (
-    EMPTY_SECONDS, LAZY_MEMO, LAZY_PIECE, MEMO_PLANS, MEMO_REQUEST, MEMO_REQUESTS, PIECE, PLAN_OVERHEAD,
-    REQUEST_OVERHEAD, SEEN_BITS, WARM_SECONDS, ForgetfulPlanner, Plan, Planner, StatusHeads,
+    COLD_SEND_SIZE, EMPTY_SECONDS, FIELD_OVERHEAD, LAZY_MEMO, MEMO_PLANS, MEMO_REQUEST, MEMO_REQUESTS, PLAN_OVERHEAD,
+    REQUEST_OVERHEAD, SEEN_BITS, SEND_SIZE, WARM_SECONDS, ForgetfulMemo, Memo, Plan, Site, StatusHeads, VirtualHosts,
+    header_section, make_site,
 )
-from reply import Reply, Whole
+from reply import FullResponse, Reply, Responder, error_reply
 from tarweb import __version__
 
 NOW = 1_700_000_000
 SERVER = b"tarweb/1"
-ARCHIVE = random.Random(5).randbytes(3 * PIECE + 17)
+ARCHIVE = random.Random(5).randbytes(3 * SEND_SIZE + 17)
 BASE = linux.address_of(ARCHIVE)
 LIBRARY = Library([Archive("site.tar", -1, len(ARCHIVE), BASE)])
 TALLY = [0]
@@ -56,7 +58,7 @@ def all_sends(plan):
     sent = len(sends[0])
     while sent < plan.total:
         address, length = plan.locate(sent)
-        assert 0 < length <= PIECE
+        assert 0 < length <= SEND_SIZE
         sends.append(ctypes.string_at(address, length))
         sent += length
     return sends
@@ -66,7 +68,13 @@ def spelled(reply, status=STATUS):
     """The bytes of a Reply, put together the simple way."""
     spans = (span if isinstance(span, bytes) else ARCHIVE[span[0] - BASE:span[0] - BASE + span[1]]
              for span in reply.body)
-    return b"".join((status, reply.head, *spans))
+    return b"".join((status, head_of(reply), *spans))
+
+
+def head_of(reply):
+    """The header fields of a Reply and the empty line."""
+    head = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in reply.fields)
+    return head.encode() + {b"": b"", b"close": b"Connection: close\r\n"}[reply.connection] + b"\r\n"
 
 
 @pytest.fixture
@@ -79,19 +87,21 @@ def at(offset, length):
     return BASE + offset, length
 
 
+FIELDS = (b"Content-Type", b"text/plain"),
 HEAD = b"Content-Type: text/plain\r\n\r\n"
 REPLIES = {
-    "a head alone": Reply(200, b"\r\n", (), False),
-    "a text": Reply(200, HEAD, (b"text\n",), False),
-    "a file": Reply(200, HEAD, (at(1000, 500),), False),
-    "the first and the last byte": Reply(200, HEAD, (at(0, 1), at(len(ARCHIVE) - 1, 1)), False),
-    "an empty file": Reply(200, HEAD, (at(1000, 0),), False),
-    "parts": Reply(200, HEAD, (b"one", at(10, 20), b"two", at(5, 10), b"three"), False),
-    "parts, some of them empty": Reply(200, HEAD, (b"one", at(10, 0), b"two", at(5, 10), at(7, 0), b"three"), True),
-    "sixteen parts": Reply(200, HEAD, tuple(
-        span for i in range(16) for span in (b"part %d" % i, at(i * 1000, 100 + i))), False),
-    "a large file": Reply(200, HEAD, (at(17, len(ARCHIVE) - 17),), False),
-    "large parts": Reply(200, HEAD, (b"one", at(3, PIECE), b"two", at(0, 2 * PIECE), b"three"), True),
+    "a head alone": Reply(200, (), ()),
+    "a text": Reply(200, FIELDS, (b"text\n",)),
+    "a file": Reply(200, FIELDS, (at(1000, 500),)),
+    "the first and the last byte": Reply(200, FIELDS, (at(0, 1), at(len(ARCHIVE) - 1, 1))),
+    "an empty file": Reply(200, FIELDS, (at(1000, 0),)),
+    "parts": Reply(200, FIELDS, (b"one", at(10, 20), b"two", at(5, 10), b"three")),
+    "parts, some of them empty": Reply(
+        200, FIELDS, (b"one", at(10, 0), b"two", at(5, 10), at(7, 0), b"three"), b"close"),
+    "sixteen parts": Reply(200, FIELDS, tuple(
+        span for i in range(16) for span in (b"part %d" % i, at(i * 1000, 100 + i)))),
+    "a large file": Reply(200, FIELDS, (at(17, len(ARCHIVE) - 17),)),
+    "large parts": Reply(200, FIELDS, (b"one", at(3, SEND_SIZE), b"two", at(0, 2 * SEND_SIZE), b"three"), b"close"),
 }
 
 
@@ -102,7 +112,7 @@ def test_a_plan_is_the_reply(heads, case):
     raw = spelled(reply)
     assert plan.total == len(raw)
     assert b"".join(all_sends(plan)) == raw
-    assert first_send(plan) == raw[:PIECE]
+    assert first_send(plan) == raw[:SEND_SIZE]
 
 
 @pytest.mark.parametrize("case", REPLIES)
@@ -121,10 +131,11 @@ def test_a_plan_owns_just_what_is_not_in_the_archive(heads, case):
 def test_where_to_go_on_after_any_part_was_sent(heads, case):
     plan = Plan(REPLIES[case], heads.get(200), TALLY)
     raw = spelled(REPLIES[case])
-    edges = {edge + i for edge in (0, len(STATUS), PIECE, 2 * PIECE, 3 * PIECE, len(raw)) for i in range(-700, 700)}
+    ends = 0, len(STATUS), SEND_SIZE, 2 * SEND_SIZE, 3 * SEND_SIZE, len(raw)
+    edges = {end + i for end in ends for i in range(-700, 700)}
     for sent in range(len(raw)) if len(raw) < 10_000 else sorted(edge for edge in edges if 0 <= edge < len(raw)):
         address, length = plan.locate(sent)
-        assert 0 < length <= PIECE
+        assert 0 < length <= SEND_SIZE
         assert ctypes.string_at(address, min(length, 64)) == raw[sent:sent + min(length, 64)], sent
         assert sent + length <= len(raw)
     for sent in (len(raw), len(raw) + 1):
@@ -133,17 +144,17 @@ def test_where_to_go_on_after_any_part_was_sent(heads, case):
 
 
 def test_a_piece_is_as_long_as_it_may_be(heads):
-    plan = Plan(Reply(200, HEAD, (at(0, len(ARCHIVE)),), False), heads.get(200), TALLY)
+    plan = Plan(Reply(200, FIELDS, (at(0, len(ARCHIVE)),)), heads.get(200), TALLY)
     sizes = list(map(len, all_sends(plan)))
-    assert sizes == [PIECE, PIECE, PIECE, plan.total - 3 * PIECE]
+    assert sizes == [SEND_SIZE, SEND_SIZE, SEND_SIZE, plan.total - 3 * SEND_SIZE]
 
 
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 def test_around_one_piece(heads, extra):
-    length = PIECE - len(STATUS) - len(HEAD) + extra
-    plan = Plan(Reply(200, HEAD, (at(7, length),), False), heads.get(200), TALLY)
-    assert plan.total == PIECE + extra
-    assert list(map(len, all_sends(plan))) == ([plan.total] if extra <= 0 else [PIECE, extra])
+    length = SEND_SIZE - len(STATUS) - len(HEAD) + extra
+    plan = Plan(Reply(200, FIELDS, (at(7, length),)), heads.get(200), TALLY)
+    assert plan.total == SEND_SIZE + extra
+    assert list(map(len, all_sends(plan))) == ([plan.total] if extra <= 0 else [SEND_SIZE, extra])
     assert plan.done == (module.NO_RESULT if extra > 0 else plan.total)
 
 
@@ -153,7 +164,7 @@ def test_a_piece_may_end_anywhere(monkeypatch, heads, at):
     raw = spelled(reply)
     size = {"in the head": len(STATUS) + 3, "at a segment's end": len(STATUS) + len(HEAD) + 3,
             "in a later segment": len(raw) - 7}[at]
-    monkeypatch.setattr(module, "PIECE", size)
+    monkeypatch.setattr(module, "SEND_SIZE", size)
     plan = Plan(reply, heads.get(200), TALLY)
     assert first_send(plan) == raw[:size]
     assert ctypes.string_at(*plan.locate(size)) == raw[size:][:plan.locate(size)[1]]
@@ -161,8 +172,9 @@ def test_a_piece_may_end_anywhere(monkeypatch, heads, at):
 
 
 def test_when_a_send_is_all_there_is_to_do(heads):
-    for close, length, done in ((False, 100, True), (True, 100, False), (False, PIECE, False), (True, PIECE, False)):
-        plan = Plan(Reply(200, HEAD, (at(0, length),), close), heads.get(200), TALLY)
+    size = SEND_SIZE
+    for close, length, done in ((False, 100, True), (True, 100, False), (False, size, False), (True, size, False)):
+        plan = Plan(Reply(200, FIELDS, (at(0, length),), b"close" * close), heads.get(200), TALLY)
         assert plan.close == close
         assert plan.done == (plan.total if done else module.NO_RESULT)
 
@@ -171,8 +183,16 @@ def test_plans_keep_their_memory_where_it_is(heads):
     plans = [Plan(reply, heads.get(200), TALLY) for reply in REPLIES.values()]
     gc.collect()
     churn = [bytearray(500) for _ in range(1000)]
-    assert [first_send(plan) for plan in plans] == [spelled(reply)[:PIECE] for reply in REPLIES.values()]
+    assert [first_send(plan) for plan in plans] == [spelled(reply)[:SEND_SIZE] for reply in REPLIES.values()]
     del churn
+
+
+@pytest.mark.parametrize(("connection", "line"), (
+    (b"", b""), (b"close", b"Connection: close\r\n"), (b"keep-alive", b"Connection: keep-alive\r\n")))
+def test_connection_is_the_last_field(connection, line):
+    reply = Reply(204, ((b"Allow", b"GET"), (b"X", b"y")), (), connection)
+    assert header_section(reply) == b"Allow: GET\r\nX: y\r\n" + line + b"\r\n"
+    assert reply.close == (connection == b"close")
 
 
 # --- Date
@@ -203,6 +223,12 @@ def test_the_time_lies_on_an_8_byte_boundary():
             address, _ = heads.get(status)
             at = read_head(heads, status).index(format_date(NOW)[17:25])
             assert (address + at) % 8 == 0, status
+
+
+def test_more_fields_go_with_each_head():
+    heads = StatusHeads(SERVER, NOW, ((b"X", b"y"), (b"Z", b"z")))
+    heads.tick(NOW + 1)
+    assert read_head(heads, 404) == expected_head(404, NOW + 1) + b"X: y\r\nZ: z\r\n"
 
 
 def test_a_head_is_made_once(heads):
@@ -247,43 +273,49 @@ def test_a_plan_takes_part_in_it(heads):
 
 # --- memory of plans
 
-def spell_out(whole):
+def expand(full):
     """A stand-in for the Responder's."""
-    return Reply(200, whole.chosen.media_type + HEAD, ((whole.chosen.offset, whole.chosen.length),), False)
+    fields = (b"X", full.chosen.media_type), *FIELDS
+    return Reply(200, fields, ((full.chosen.offset, full.chosen.length),))
 
 
 @pytest.fixture
-def planner():
-    return Planner(LIBRARY, spell_out, SERVER, NOW)
+def site():
+    return Site(Memo(LIBRARY, SERVER, NOW), None, expand)
 
 
-def whole(offset, kind=b"X: y\r\n"):
-    return Whole(Representation(BASE + offset, 100, NOW, "", kind, b'"x"'), False, b"", False)
+def full(offset, kind=b"y"):
+    return FullResponse(Representation(BASE + offset, 100, NOW, "", kind, b'"x"'), False, b"", False)
 
 
 def reply(number, size=0):
-    return Reply(404, b"X: %d\r\n\r\n" % number, (b"x" * size,) if size else (), False)
+    return Reply(404, ((b"X", b"%d" % number),), (b"x" * size,) if size else ())
 
 
-def test_equal_replies_get_one_plan(planner):
-    for make in (whole, reply):
-        assert planner.plan(make(1)) is planner.plan(make(1))
-        assert planner.plan(make(1)) is not planner.plan(make(2))
-    assert planner.plan(Reply(404, b"\r\n", (), False)) is not planner.plan(Reply(404, b"\r\n", (), True))
-    assert planner.plan(Reply(404, b"\r\n", (), False)) is not planner.plan(Reply(405, b"\r\n", (), False))
+def not_modified(number):
+    """A Reply with as many fields as most have, none of them shared with another one."""
+    return Reply(304, tuple((b"Name-%d" % i, b"the value of %d" % number) for i in range(6)), ())
 
 
-def test_a_whole_is_spelled_out(planner):
-    assert first_send(planner.plan(whole(77))) == spelled(spell_out(whole(77)))
-    assert first_send(planner.plan(reply(1))) == expected_head(404, NOW) + b"X: 1\r\n\r\n"
+def test_equal_replies_get_one_plan(site):
+    for make in (full, reply):
+        assert site.plan(make(1)) is site.plan(make(1))
+        assert site.plan(make(1)) is not site.plan(make(2))
+    assert site.plan(Reply(404, (), ())) is not site.plan(Reply(404, (), (), b"close"))
+    assert site.plan(Reply(404, (), ())) is not site.plan(Reply(405, (), ()))
 
 
-def test_a_status_has_one_head_for_all_plans(planner):
-    segments = {message(planner.plan(make(i)).address)[0] for make in (whole, reply) for i in range(10)}
-    assert segments == {planner.status_heads.get(200), planner.status_heads.get(404)}
+def test_a_full_response_is_expanded(site):
+    assert first_send(site.plan(full(77))) == spelled(expand(full(77)))
+    assert first_send(site.plan(reply(1))) == expected_head(404, NOW) + b"X: 1\r\n\r\n"
 
 
-def unseen(planner, start=b"GET /"):
+def test_a_status_has_one_head_for_all_plans(site):
+    segments = {message(site.plan(make(i)).address)[0] for make in (full, reply) for i in range(10)}
+    assert segments == {site.status_heads.get(200), site.status_heads.get(404)}
+
+
+def unseen(site, start=b"GET /"):
     """Requests whose hash has never come, each in a place of its own: what is taken for seen by chance is left out."""
     places = set()
     for number in range(1 << 30):
@@ -294,145 +326,147 @@ def unseen(planner, start=b"GET /"):
             yield request
 
 
-def test_a_request_is_remembered_from_its_second_time_on(planner):
-    request, other = (next_one for next_one, _ in zip(unseen(planner), range(2), strict=False))
-    plan = planner.plan(whole(1))
-    planner.remember(request, plan)
-    assert planner.by_request == {}
-    planner.remember(other, plan)
-    planner.remember(request, plan)
-    assert planner.by_request == {request: plan}
-    assert planner.request_room == MEMO_REQUESTS - REQUEST_OVERHEAD - len(request)
+def test_a_request_is_remembered_from_its_second_time_on(site):
+    request, other = (next_one for next_one, _ in zip(unseen(site), range(2), strict=False))
+    plan = site.plan(full(1))
+    site.remember(request, plan)
+    assert site.memo.by_request == {}
+    site.remember(other, plan)
+    site.remember(request, plan)
+    assert site.memo.by_request == {request: plan}
+    assert site.memo.request_room == MEMO_REQUESTS - REQUEST_OVERHEAD - len(request)
 
 
-def test_what_comes_once_is_not_remembered(planner):
-    plan = planner.plan(whole(1))
-    for request, _ in zip(unseen(planner), range(2000), strict=False):
-        planner.remember(request, plan)
-    assert planner.by_request == {}
-    assert planner.request_room == MEMO_REQUESTS
+def test_what_comes_once_is_not_remembered(site):
+    plan = site.plan(full(1))
+    for request, _ in zip(unseen(site), range(2000), strict=False):
+        site.remember(request, plan)
+    assert site.memo.by_request == {}
+    assert site.memo.request_room == MEMO_REQUESTS
 
 
-def test_two_requests_of_one_place_are_told_apart(planner):
+def test_two_requests_of_one_place_are_told_apart(site):
     code = 5 | 7 << SEEN_BITS
-    assert not planner.came_before(code)
-    assert planner.came_before(code)
-    assert not planner.came_before(code + (1 << SEEN_BITS))     # the same place, another mark: takes it over
-    assert not planner.came_before(code)
-    assert not planner.came_before(code + 1)
-    assert planner.came_before(code)
-    assert not planner.came_before(-code)                       # hashes may be negative
+    assert not site.memo.came_before(code)
+    assert site.memo.came_before(code)
+    assert not site.memo.came_before(code + (1 << SEEN_BITS))     # the same place, another mark: takes it over
+    assert not site.memo.came_before(code)
+    assert not site.memo.came_before(code + 1)
+    assert site.memo.came_before(code)
+    assert not site.memo.came_before(-code)                       # hashes may be negative
 
 
 @pytest.mark.parametrize(("extra", "remembered"), [(-1, True), (0, True), (1, False)])
-def test_a_long_request_is_not_remembered(planner, extra, remembered):
-    request = next(request for request in unseen(planner, b"GET /".ljust(MEMO_REQUEST + extra - 14, b"x"))
+def test_a_long_request_is_not_remembered(site, extra, remembered):
+    request = next(request for request in unseen(site, b"GET /".ljust(MEMO_REQUEST + extra - 14, b"x"))
                    if len(request) == MEMO_REQUEST + extra)
     for _ in range(3):
-        planner.remember(request, planner.plan(whole(1)))
-    assert (request in planner.by_request) == remembered
+        site.remember(request, site.plan(full(1)))
+    assert (request in site.memo.by_request) == remembered
 
 
 def size_of(make, plan):
-    return PLAN_OVERHEAD + len(plan.memory) * (1 if make is whole else 2)
+    if make is full:
+        return PLAN_OVERHEAD + len(plan.memory)
+    return PLAN_OVERHEAD + FIELD_OVERHEAD + 2 * len(plan.memory)        # the Reply, with one field, is kept too
 
 
-@pytest.mark.parametrize("make", [whole, reply])
-def test_room_is_spent_once_for_each_plan(planner, make):
-    plan = planner.plan(make(1))
-    assert planner.plan_room == MEMO_PLANS - size_of(make, plan)
-    planner.plan(make(1))
-    assert planner.plan_room == MEMO_PLANS - size_of(make, plan)
-    other = planner.plan(make(2))
-    assert planner.plan_room == MEMO_PLANS - size_of(make, plan) - size_of(make, other)
+@pytest.mark.parametrize("make", [full, reply])
+def test_room_is_spent_once_for_each_plan(site, make):
+    plan = site.plan(make(1))
+    assert site.memo.plan_room == MEMO_PLANS - size_of(make, plan)
+    site.plan(make(1))
+    assert site.memo.plan_room == MEMO_PLANS - size_of(make, plan)
+    other = site.plan(make(2))
+    assert site.memo.plan_room == MEMO_PLANS - size_of(make, plan) - size_of(make, other)
 
 
-def test_the_memory_of_plans_is_bounded(planner):
+def test_the_memory_of_plans_is_bounded(site):
     count = MEMO_PLANS // 2000
     for i in range(2 * count):
-        planner.plan(reply(i, size=1000))
-    assert 0 <= planner.plan_room < 3000
-    kept = len(planner.by_reply)
-    spent = sum(size_of(reply, plan) for plan in planner.by_reply.values())
+        site.plan(reply(i, size=1000))
+    assert 0 <= site.memo.plan_room < 3000
+    kept = len(site.by_reply)
+    spent = sum(size_of(reply, plan) for plan in site.by_reply.values())
     assert spent <= MEMO_PLANS
     for i in range(2 * count, 2 * count + 100):
-        planner.plan(reply(i, size=1000))
-    assert len(planner.by_reply) == kept
-    assert reply(0, size=1000) in planner.by_reply, "a newcomer has pushed out the first"
-    assert list(planner.by_reply)[-1] == reply(2 * count + 99, size=1000), "a newcomer takes the latest one's place"
+        site.plan(reply(i, size=1000))
+    assert len(site.by_reply) == kept
+    assert reply(0, size=1000) in site.by_reply, "a newcomer has pushed out the first"
+    assert list(site.by_reply)[-1] == reply(2 * count + 99, size=1000), "a newcomer takes the latest one's place"
 
 
-def test_the_memory_of_requests_is_bounded(planner):
-    plan = planner.plan(whole(1))
+def test_the_memory_of_requests_is_bounded(site):
+    plan = site.plan(full(1))
     requests = []
-    for request, _ in zip(unseen(planner, b"GET /" + b"x" * 1900), range(4000), strict=False):
+    for request, _ in zip(unseen(site, b"GET /" + b"x" * 1900), range(4000), strict=False):
         requests.append(request)
-        planner.remember(request, plan)
-        planner.remember(request, plan)
-    spent = sum(REQUEST_OVERHEAD + len(request) for request in planner.by_request)
+        site.remember(request, plan)
+        site.remember(request, plan)
+    spent = sum(REQUEST_OVERHEAD + len(request) for request in site.memo.by_request)
     assert MEMO_REQUESTS - 3000 < spent <= MEMO_REQUESTS
-    assert planner.request_room < 3000
-    assert requests[0] in planner.by_request
-    assert requests[-1] in planner.by_request
-    assert len(planner.by_request) < len(requests)
+    assert site.memo.request_room < 3000
+    assert requests[0] in site.memo.by_request
+    assert requests[-1] in site.memo.by_request
+    assert len(site.memo.by_request) < len(requests)
 
 
-def test_the_memory_that_plans_really_take_is_about_what_is_counted(planner):
+def test_the_memory_that_plans_really_take_is_about_what_is_counted(site):
     """What plans take of Python's memory, their keys included, against PLAN_OVERHEAD and their own bytes."""
-    for make in (whole, reply):
-        room = planner.plan_room
+    for make in (full, reply, not_modified):
+        room = site.memo.plan_room
         tracemalloc.start()
         for i in range(2000):
-            planner.plan(make(i))
+            site.plan(make(i))
         taken = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
-        assert taken < 1.5 * (room - planner.plan_room)
+        assert taken < 1.5 * (room - site.memo.plan_room)
 
 
-def test_forgetting_empties_all(planner):
-    request = next(unseen(planner))
+def test_forgetting_empties_all(site):
+    request = next(unseen(site))
     for _ in range(3):
-        planner.remember(request, planner.plan(whole(1)))
-    planner.forget()
-    assert (planner.by_reply, planner.by_request) == ({}, {})
-    assert (planner.plan_room, planner.request_room) == (MEMO_PLANS, MEMO_REQUESTS)
+        site.remember(request, site.plan(full(1)))
+    site.forget()
+    assert (site.by_reply, site.memo.by_request) == ({}, {})
+    assert (site.memo.plan_room, site.memo.request_room) == (MEMO_PLANS, MEMO_REQUESTS)
 
 
 class Watched(bytearray):
     """Memory that can be seen to be freed."""
 
 
-def test_a_plan_outlives_its_being_forgotten_while_it_is_sent(planner, monkeypatch):
+def test_a_plan_outlives_its_being_forgotten_while_it_is_sent(site, monkeypatch):
     monkeypatch.setattr(module, "bytearray", Watched, raising=False)
-    plan = planner.plan(whole(3))
+    plan = site.plan(full(3))
     freed = weakref.ref(plan.memory)
-    planner.remember(b"GET /", plan)
-    planner.forget()
+    site.remember(b"GET /", plan)
+    site.forget()
     gc.collect()
     churn = [bytearray(len(plan.memory)) for _ in range(100)]
-    planner.tick(NOW + 5)
+    site.tick(NOW + 5)
     assert freed() is plan.memory
-    assert first_send(plan) == spelled(spell_out(whole(3)), expected_head(200, NOW + 5))
-    assert planner.plan(whole(3)) is not plan
+    assert first_send(plan) == spelled(expand(full(3)), expected_head(200, NOW + 5))
+    assert site.plan(full(3)) is not plan
     del plan, churn
     assert freed() is None, "it ought to go with the last reference, without a collector"
 
 
 @pytest.mark.parametrize("room", ["plan_room", "request_room"])
-def test_a_full_memory_is_emptied_now_and_then(planner, room):
+def test_a_full_memory_is_emptied_now_and_then(site, room):
     for start in (NOW, NOW + EMPTY_SECONDS + 1):
-        planner.plan(whole(1))
-        setattr(planner, room, 0)
-        planner.tick(start + EMPTY_SECONDS)
-        assert planner.by_reply, "too early"
-        planner.tick(start + EMPTY_SECONDS + 1)
-        assert planner.by_reply == {}
+        site.plan(full(1))
+        setattr(site.memo, room, 0)
+        site.tick(start + EMPTY_SECONDS)
+        assert site.by_reply, "too early"
+        site.tick(start + EMPTY_SECONDS + 1)
+        assert site.by_reply == {}
 
 
-def test_a_memory_that_is_not_full_stays(planner):
-    plan = planner.plan(whole(1))
-    planner.tick(NOW + 10_000)
-    assert planner.plan(whole(1)) is plan
+def test_a_memory_that_is_not_full_stays(site):
+    plan = site.plan(full(1))
+    site.tick(NOW + 10_000)
+    assert site.plan(full(1)) is plan
     assert first_send(plan).startswith(expected_head(200, NOW + 10_000))
 
 
@@ -442,41 +476,167 @@ def test_a_memory_that_is_not_full_stays(planner):
 def test_content_is_what_lies_behind_the_header(heads, case):
     reply = REPLIES[case]
     plan = Plan(reply, heads.get(200), TALLY)
-    assert plan.content == len(spelled(reply)) - len(STATUS) - len(reply.head)
+    assert plan.content == len(spelled(reply)) - len(STATUS) - len(head_of(reply))
 
 
-def test_responses_are_counted_by_the_first_digit_of_their_status(planner):
+def test_responses_are_counted_by_the_first_digit_of_their_status(site):
     for status in (100, 200, 206, 304, 404, 503):
-        plan = planner.plan(Reply(status, b"\r\n", (), False))
+        plan = site.plan(Reply(status, (), ()))
         assert plan.status == status
-        assert plan.tally is planner.tallies[status // 100]
+        assert plan.tally is site.tallies[status // 100]
 
 
-def test_lines_go_with_the_requests_that_they_are_for(planner):
+def test_lines_go_with_the_requests_that_they_are_for(site):
     """When one is pushed out by another, and when all are forgotten."""
-    plan, requests = planner.plan(whole(1)), unseen(planner)
+    plan, requests = site.plan(full(1)), unseen(site)
     first, second = next(requests), next(requests)
     for request in (first, first):
-        planner.remember(request, plan)
-    planner.lines[first] = b"line"
-    planner.request_room = 0
+        site.remember(request, plan)
+    site.lines[first] = b"line"
+    site.memo.request_room = 0
     for request in (second, second):
-        planner.remember(request, plan)
-    assert set(planner.by_request) == {second}
-    assert planner.lines == {}
-    planner.lines[second] = b"line"
-    planner.forget()
-    assert planner.lines == {}
+        site.remember(request, plan)
+    assert set(site.memo.by_request) == {second}
+    assert site.lines == {}
+    site.lines[second] = b"line"
+    site.forget()
+    assert site.lines == {}
+
+
+# --- sites
+
+PAGE = Resource(Representation(BASE, 100, NOW, "", b"text/html", b'"x"'), ())
+
+
+def parsed(path=b"/", host=b"one.test", fields=b""):
+    return parse_head(b"GET %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (path, host, fields))
+
+
+@pytest.fixture
+def memo():
+    return Memo(LIBRARY, SERVER, NOW)
+
+
+@pytest.fixture
+def hosts(memo):
+    """Two hosts, which answer differently, and no other."""
+    return make_site(memo, {b"one.test": responder(b"max-age=1"), b"*.two.test": responder(b"max-age=2")})
+
+
+def responder(cache_control):
+    return Responder(SimpleNamespace(find={b"/": PAGE}.get), cache_control)
+
+
+def sent(plan):
+    return b"".join(all_sends(plan))
+
+
+def test_a_request_gets_the_plan_of_its_reply(memo):
+    site = make_site(memo, {b"": responder(b"max-age=1")})
+    plan = site.respond(parsed())
+    assert sent(plan).startswith(STATUS + b"Content-Type: text/html\r\n")
+    assert sent(plan).endswith(b"\r\n\r\n" + ARCHIVE[:100])
+    assert b"Cache-Control: max-age=1\r\n" in sent(plan)
+    assert site.respond(parsed(host=b"other.test")) is plan
+    assert site.respond(parsed(b"/no")).status == 404
+    assert site.respond(parsed(b"/no")) is site.respond(parsed(b"/no"))
+
+
+@pytest.mark.parametrize("kind", (Memo, ForgetfulMemo))
+def test_refusals_and_continue(kind):
+    site = Site(kind(LIBRARY, SERVER, NOW), lambda request: None)
+    for one in (site, VirtualHosts(site.memo, {b"": site})):
+        refusal = one.refuse(408, "too slow")
+        assert sent(refusal) == spelled(error_reply(408, "too slow"), expected_head(408, NOW))
+        assert refusal.close
+        assert sent(one.interim()) == expected_head(100, NOW) + b"\r\n"
+        assert not one.interim().close
+
+
+def test_equal_replies_of_two_hosts_are_two_plans(hosts):
+    """Since what goes with them may differ."""
+    one, two = (hosts.respond(parsed(host=host)) for host in (b"one.test", b"x.two.test"))
+    assert b"Cache-Control: max-age=1\r\n" in sent(one)
+    assert b"Cache-Control: max-age=2\r\n" in sent(two)
+    assert hosts.respond(parsed(host=b"One.test:80")) is one
+    assert hosts.respond(parsed(host=b"y.two.test")) is two
+    assert one.tally is two.tally is hosts.tallies[2]
+    assert message(one.address)[0] == message(two.address)[0] == hosts.status_heads.get(200)
+
+
+def test_an_unknown_host(hosts):
+    for host in (b"two.test", b"three.test", b""):
+        plan = hosts.respond(parsed(host=host))
+        assert plan.status == 421
+        assert not plan.close
+        assert hosts.respond(parsed(host=host)) is plan
+    assert hosts.respond(parsed(host=b"three.test", fields=b"Connection: close\r\n")).close
+
+
+def test_one_host_needs_no_look_at_it(memo):
+    assert type(make_site(memo, {b"": responder(b"")})) is Site
+    assert type(make_site(memo, {b"one.test": responder(b"")})) is VirtualHosts
+
+
+def test_requests_are_remembered_for_all_hosts_in_one_place(hosts):
+    """Whichever site answers; and what was taken from it once stays what it was, also when all is forgotten."""
+    known, remembers, lines = hosts.known, hosts.remembers, hosts.lines
+    for site, request in zip((hosts, *hosts.sites.values()), unseen(hosts), strict=False):
+        plan = site.refuse(404, "")
+        for _ in range(2):
+            assert known(request) is None
+            assert not remembers(request)
+            site.remember(request, plan)
+        lines[request] = b"line"
+        assert known(request) is hosts.known(request) is site.known(request) is plan
+        assert remembers(request)
+        hosts.forget()
+        assert known(request) is site.known(request) is None
+        assert not remembers(request)
+        assert not lines
+
+
+def test_the_memory_of_plans_is_bounded_for_all_hosts_together(hosts):
+    """One that has had its share first leaves the others a place, but no room."""
+    one, two = hosts.sites.values()
+    count = MEMO_PLANS // 2000
+    for site in (one, two, one, hosts):
+        for i in range(2 * count):
+            site.plan(reply(i, size=1000))
+    kept = [size_of(reply, plan) for site in (hosts, one, two) for plan in site.by_reply.values()]
+    assert MEMO_PLANS - 3000 < sum(kept) <= MEMO_PLANS
+    assert reply(0, size=1000) in one.by_reply
+    assert list(hosts.by_reply) == [reply(2 * count - 1, size=1000)], "a newcomer takes the latest one's place"
+    hosts.forget()
+    assert not (hosts.by_reply or one.by_reply or two.by_reply)
+    assert hosts.memo.plan_room == MEMO_PLANS
+    for site in (two, one):
+        site.plan(reply(1))
+        assert list(site.by_reply) == [reply(1)]
+
+
+@pytest.mark.parametrize("times", (1, 2))
+def test_from_then_on_each_response_is_the_last(hosts, times):
+    request = next(unseen(hosts))
+    for _ in range(2):
+        hosts.remember(request, hosts.respond(parsed()))
+    for _ in range(times):
+        hosts.close_all()
+    assert not hosts.remembers(request)
+    for host, status in ((b"one.test", 200), (b"x.two.test", 200), (b"three.test", 421)):
+        plan = hosts.respond(parsed(host=host))
+        assert (plan.status, plan.close) == (status, True)
+        assert b"\r\nConnection: close\r\n" in sent(plan)
 
 
 # --- archives that are not in memory
 
 @pytest.fixture
 def lazy():
-    """A Planner for one."""
+    """A Site of one."""
     archive = Archive("site.tar", -1, len(ARCHIVE), BASE)
     archive.lazy = True
-    return Planner(Library([archive]), spell_out, SERVER, NOW)
+    return Site(Memo(Library([archive]), SERVER, NOW), None, expand)
 
 
 @pytest.mark.parametrize("case", REPLIES)
@@ -484,28 +644,28 @@ def test_smaller_pieces_are_the_same_reply(heads, case):
     plan = Plan(REPLIES[case], heads.get(200), TALLY, lazy=True)
     raw = spelled(REPLIES[case])
     assert b"".join(all_sends(plan)) == raw
-    assert first_send(plan) == raw[:LAZY_PIECE]
+    assert first_send(plan) == raw[:COLD_SEND_SIZE]
     sent, found = 0, []
     while sent < plan.total:
         piece = plan.piece(sent)
         found += [ctypes.string_at(*span) for span in piece]
-        assert sum(length for _, length in piece) <= LAZY_PIECE
+        assert sum(length for _, length in piece) <= COLD_SEND_SIZE
         sent += sum(length for _, length in piece)
     assert b"".join(found) == raw
 
 
-def test_only_what_is_in_such_an_archive_is_lazy(lazy, planner):
-    assert lazy.plan(whole(1)).lazy
+def test_only_what_is_in_such_an_archive_is_lazy(lazy, site):
+    assert lazy.plan(full(1)).lazy
     assert not lazy.plan(reply(1)).lazy
-    assert not planner.plan(whole(1)).lazy
+    assert not site.plan(full(1)).lazy
 
 
 @pytest.mark.parametrize(("size", "remembered"), ((1000, True), (LAZY_MEMO - 1000, True), (LAZY_MEMO, False)))
 def test_large_responses_are_not_remembered(lazy, size, remembered):
     request = next(unseen(lazy))
     for _ in range(3):
-        lazy.remember(request, lazy.plan(Reply(200, HEAD, (at(5, size),), False)))
-    assert (request in lazy.by_request) == remembered
+        lazy.remember(request, lazy.plan(Reply(200, FIELDS, (at(5, size),))))
+    assert (request in lazy.memo.by_request) == remembered
 
 
 def test_requests_are_forgotten_after_a_while(lazy):
@@ -513,17 +673,20 @@ def test_requests_are_forgotten_after_a_while(lazy):
     request = next(unseen(lazy))
     for now in (NOW, NOW + WARM_SECONDS + 1):
         for _ in range(2):
-            lazy.remember(request, lazy.plan(whole(1)))
+            lazy.remember(request, lazy.plan(full(1)))
         lazy.tick(now + WARM_SECONDS)
-        assert lazy.by_request
+        assert lazy.memo.by_request
         lazy.tick(now + WARM_SECONDS + 1)
-        assert not lazy.by_request
+        assert not lazy.memo.by_request
         assert lazy.by_reply
-        assert lazy.request_room == MEMO_REQUESTS
+        assert lazy.memo.request_room == MEMO_REQUESTS
 
 
-def test_a_forgetful_planner_keeps_nothing():
-    planner = ForgetfulPlanner(LIBRARY, lambda whole: whole, SERVER, NOW)
-    plan = planner.plan(Reply(200, b"\r\n", (b"a page",), False))
-    assert planner.plan(Reply(200, b"\r\n", (b"a page",), False)) is not plan
-    assert not planner.by_reply and planner.plan_room == MEMO_PLANS
+def test_a_forgetful_memo_keeps_nothing():
+    site = Site(ForgetfulMemo(LIBRARY, SERVER, NOW), None)
+    plan = site.plan(Reply(200, (), (b"a page",)))
+    assert site.plan(Reply(200, (), (b"a page",))) is not plan
+    for _ in range(3):
+        site.remember(b"GET /", plan)
+    assert not site.by_reply and site.memo.plan_room == MEMO_PLANS
+    assert not site.remembers(b"GET /") and site.memo.request_room == MEMO_REQUESTS

@@ -51,14 +51,14 @@ def test_links_lead_somewhere():
 def test_limits_are_those_of_the_code():
     kib, mib = 1 << 10, 1 << 20
     for said in (f"| {http1.MAX_LINE // kib} KiB, {http1.MAX_HEAD // kib} KiB |", f"| {http1.MAX_BODY // kib} KiB |",
-                 f"pieces of {plan.PIECE // kib} KiB, after {conn.SEND_GRACE} s of grace",
+                 f"pieces of {plan.SEND_SIZE // kib} KiB, after {conn.SEND_GRACE} s of grace",
                  f"counts after {state.OWING} s", f"taken {state.PACE // kib} KiB of a response within {state.STALL} s",
                  f"| {conn.MAX_PENDING // kib} KiB for each connection |",
                  f"| {linux.UNSENT // kib} KiB in the kernel",
                  f"| {reply.MAX_RANGES} asked, {reply.MAX_PARTS} sent |",
                  f"a buffer of {-(-sealed.LARGE_BUFFER // kib)} KiB for each connection |",
                  f"| {sealed.MEMO_PLAINTEXT // mib} MiB, for each worker |",
-                 f"| {plan.LAZY_PIECE // kib} KiB |", f"| {accesslog.MAX_WAITING // mib} MiB, for each worker |",
+                 f"| {plan.COLD_SEND_SIZE // kib} KiB |", f"| {accesslog.MAX_WAITING // mib} MiB, for each worker |",
                  f"| {counters.ROWS} | no further reload |",
                  f"every\n  {credentials.TICKET_PERIOD // 3600} hours",
                  f"| {plan.MEMO_PLANS // mib} MiB and {plan.MEMO_REQUESTS // mib} MiB, for each worker |"):

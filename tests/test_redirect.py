@@ -1,12 +1,15 @@
 """Where the plain listener sends people, and the challenges that it answers: Redirector without a connection."""
 
 import os
+from functools import partial
 from urllib.parse import quote
 
 import pytest
 
 import http1
-from redirect import CHALLENGES, LARGEST_CHALLENGE, Redirector
+from credentials import LARGEST_CHALLENGE, read_acme_challenge
+from plan import header_section
+from reply import CHALLENGES, Redirector
 
 
 def ask(redirector, target, host=b"a.example", method=b"GET", fields=b"", version=b"1.1"):
@@ -17,11 +20,7 @@ def ask(redirector, target, host=b"a.example", method=b"GET", fields=b"", versio
 
 
 def location(reply):
-    for line in reply.head.split(b"\r\n"):
-        name, _, value = line.partition(b": ")
-        if name == b"Location":
-            return value
-    return None
+    return dict(reply.fields).get(b"Location")
 
 
 @pytest.mark.parametrize(("port", "host", "target", "to"), (
@@ -82,24 +81,45 @@ def folder(request, tmp_path):
     os.close(directory)
 
 
+def answering(folder):
+    """A Redirector that answers challenges with the files in `folder`."""
+    return Redirector(443, partial(read_acme_challenge, folder[0]))
+
+
 def test_challenge(folder):
-    redirector = Redirector(443, folder[0])
+    redirector = answering(folder)
     reply = ask(redirector, CHALLENGES + TOKEN)
     assert reply.status == 200
     assert reply.body == (ANSWER,)
-    assert b"Content-Length: %d\r\n" % len(ANSWER) in reply.head
+    assert b"Content-Length: %d\r\n" % len(ANSWER) in header_section(reply)
     head = ask(redirector, CHALLENGES + TOKEN, method=b"HEAD")
-    assert (head.status, head.head, head.body) == (200, reply.head, ())
+    assert (head.status, head.fields, head.body) == (200, reply.fields, ())
     assert ask(redirector, CHALLENGES + TOKEN, fields=b"Connection: close\r\n").close
+
+
+def test_what_reads_challenges_is_given():
+    """With the token alone, each time, and for nothing else."""
+    asked = []
+    redirector = Redirector(443, lambda token: asked.append(token) or {b"x": b"content"}.get(token))
+    assert ask(redirector, CHALLENGES + b"x").body == (b"content",)
+    assert ask(redirector, CHALLENGES + b"y").status == 404
+    assert ask(redirector, CHALLENGES + b"x", method=b"HEAD").status == 200
+    assert ask(redirector, b"/x").status == ask(redirector, CHALLENGES[:-1]).status == 308
+    assert asked == [b"x", b"y", b"x"]
+
+
+def test_nothing_that_needs_an_archive():
+    names = {name for name in dir(Redirector(443)) if not name.startswith("_")}
+    assert names == {"challenge", "port", "read_challenge", "reply"}
 
 
 def test_challenge_without_a_host(folder):
     """Who asks for one need not say where."""
-    assert ask(Redirector(443, folder[0]), CHALLENGES + b"x", host=None, version=b"1.0").status == 404
+    assert ask(answering(folder), CHALLENGES + b"x", host=None, version=b"1.0").status == 404
 
 
 def test_challenges_come_and_go(folder):
-    redirector, path = Redirector(443, folder[0]), folder[1] / TOKEN.decode()
+    redirector, path = answering(folder), folder[1] / TOKEN.decode()
     path.unlink()
     assert ask(redirector, CHALLENGES + TOKEN).status == 404
     path.write_bytes(b"another")
@@ -108,9 +128,9 @@ def test_challenges_come_and_go(folder):
 
 @pytest.mark.parametrize("method", (b"POST", b"OPTIONS", b"DELETE"))
 def test_challenges_are_read_only(folder, method):
-    reply = ask(Redirector(443, folder[0]), CHALLENGES + TOKEN, method=method)
+    reply = ask(answering(folder), CHALLENGES + TOKEN, method=method)
     assert reply.status == 405
-    assert b"Allow: GET, HEAD\r\n" in reply.head
+    assert b"Allow: GET, HEAD\r\n" in header_section(reply)
 
 
 @pytest.mark.parametrize("token", (
@@ -118,7 +138,7 @@ def test_challenges_are_read_only(folder, method):
     TOKEN + b"%0a", b"a" * 256, b"a" * 1000, b"%ff"))
 def test_no_such_challenge(folder, token):
     """Never a redirect, and nothing but tokens is looked for."""
-    reply = ask(Redirector(443, folder[0]), CHALLENGES + token)
+    reply = ask(answering(folder), CHALLENGES + token)
     assert (reply.status, location(reply)) == (404, None)
 
 
@@ -133,7 +153,7 @@ def test_what_is_no_challenge(folder, kind):
         os.mkfifo(path)             # opening one for reading would wait for a writer
     elif kind == "large":
         path.write_bytes(bytes(LARGEST_CHALLENGE + 1))
-    assert ask(Redirector(443, folder[0]), CHALLENGES + b"special").status == 404
+    assert ask(answering(folder), CHALLENGES + b"special").status == 404
 
 
 @pytest.mark.parametrize("name", (".hidden", "a.html", "a b", "below/token", "\u00e4"))
@@ -141,13 +161,13 @@ def test_what_else_is_in_the_directory_stays_there(folder, name):
     path = folder[1] / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"not for everybody")
-    assert ask(Redirector(443, folder[0]), CHALLENGES + quote(name).encode()).status == 404
+    assert ask(answering(folder), CHALLENGES + quote(name).encode()).status == 404
 
 
 @pytest.mark.parametrize("size", (0, 1, LARGEST_CHALLENGE))
 def test_sizes(folder, size):
     (folder[1] / "sized").write_bytes(b"x" * size)
-    assert ask(Redirector(443, folder[0]), CHALLENGES + b"sized").body == (b"x" * size,)
+    assert ask(answering(folder), CHALLENGES + b"sized").body == (b"x" * size,)
 
 
 def test_without_a_directory_challenges_are_redirected():
@@ -155,7 +175,7 @@ def test_without_a_directory_challenges_are_redirected():
 
 
 def test_no_descriptor_is_left_open(folder):
-    redirector, before = Redirector(443, folder[0]), len(os.listdir("/proc/self/fd"))
+    redirector, before = answering(folder), len(os.listdir("/proc/self/fd"))
     for token in (TOKEN, b"no", b"x"):
         ask(redirector, CHALLENGES + token)
     assert len(os.listdir("/proc/self/fd")) == before

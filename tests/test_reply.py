@@ -12,7 +12,10 @@ from support import request as raw_request
 
 import http1
 from archive import Redirect, Representation, Resource
-from reply import MAX_PARTS, MAX_RANGES, PART_GAP, Reply, Responder, Whole, matches, parse_ranges, select
+from plan import header_section
+from reply import (
+    MAX_PARTS, MAX_RANGES, PART_GAP, FullResponse, Reply, Responder, error_reply, matches, parse_ranges, select,
+)
 
 MTIME = 784111777
 DATE, BEFORE, AFTER = (http1.format_date(MTIME + days * 86400).decode() for days in (0, -1, 1))
@@ -38,27 +41,28 @@ SITE = {
 PAGE = Resource(stored(6000, 60, kind=b"text/html"), (stored(6100, 30, "gzip", b"text/html"),))
 
 
-class Site:
+class Contents:
     """As much of an archive as a Responder asks for."""
 
     def __init__(self, paths):
         self.find = paths.get
 
 
-RESPONDER = Responder(Site(SITE), b"max-age=60")
+RESPONDER = Responder(Contents(SITE), b"max-age=60")
 
 
 def ask(target, method="GET", responder=RESPONDER, version="1.1", **headers):
-    """The Reply to a request, spelled out; header names are written with _ for -."""
+    """The Reply to a request, expanded; header names are written with _ for -."""
     raw = raw_request(target, method, **headers).replace(b"HTTP/1.1", b"HTTP/" + version.encode(), 1)
     reply = responder.reply(http1.parse_head(raw))
-    return responder.spell_out(reply) if isinstance(reply, Whole) else reply
+    return responder.expand(reply) if isinstance(reply, FullResponse) else reply
 
 
 def fields(reply):
-    """The header fields of a Reply, after a look at their form."""
-    assert re.fullmatch(rb"(?:[A-Za-z-]+: [!-~](?:[ -~]*[!-~])?\r\n)*\r\n", reply.head)
-    pairs = [line.split(": ", 1) for line in reply.head.decode().split("\r\n")[:-2]]
+    """The header fields of a Reply, after a look at their form in HTTP/1.1."""
+    head = header_section(reply)
+    assert re.fullmatch(rb"(?:[A-Za-z-]+: [!-~](?:[ -~]*[!-~])?\r\n)*\r\n", head)
+    pairs = [line.split(": ", 1) for line in head.decode().split("\r\n")[:-2]]
     assert len(dict(pairs)) == len(pairs), f"a field appears twice: {pairs}"
     return dict(pairs)
 
@@ -98,16 +102,16 @@ def test_the_plain_file_varies_too_where_it_has_variants():
 
 
 def test_without_etags_and_cache_control_there_are_no_such_fields():
-    reply = ask("/untagged", responder=Responder(Site(SITE), b""))
+    reply = ask("/untagged", responder=Responder(Contents(SITE), b""))
     assert not {"ETag", "Cache-Control"} & set(fields(reply))
     assert fields(reply)["Last-Modified"] == DATE
 
 
-def test_a_whole_reply_is_not_spelled_out_until_asked():
+def test_a_full_response_is_not_expanded_until_asked():
     for method, head_only in (("GET", False), ("HEAD", True)):
-        whole = RESPONDER.reply(http1.parse_head(raw_request("/packed", method, connection="close")))
-        assert whole == Whole(PACKED.plain, True, b"close", head_only)
-        assert whole.status == 200
+        full = RESPONDER.reply(http1.parse_head(raw_request("/packed", method, connection="close")))
+        assert full == FullResponse(PACKED.plain, True, b"close", head_only)
+        assert full.status == 200
 
 
 # Accept-Encoding -> offset of what is sent of /packed: plain 500, br 100, zstd 200, gzip 700 bytes long
@@ -370,7 +374,7 @@ def positions(spec, length):
 @settings(max_examples=500, derandomize=True, deadline=None, database=None)
 @given(HEADERS, st.integers(0, 1100))
 def test_any_ranges_of_any_length(specs, length):
-    responder = Responder(Site({b"/": Resource(stored(50, length), ())}), b"")
+    responder = Responder(Contents({b"/": Resource(stored(50, length), ())}), b"")
     reply = ask("/", responder=responder, range="bytes=" + ",".join(specs))
     specs = [spec.strip() for spec in specs if spec.strip()]
     asked = [positions(spec, length) for spec in specs]
@@ -464,7 +468,7 @@ def test_not_found_without_a_page():
 
 @pytest.mark.parametrize("target", ["/nowhere", "/a%2Fb"])
 def test_not_found_with_a_page(target):
-    responder = Responder(Site({**SITE, b"/404.html": PAGE}), b"max-age=60")
+    responder = Responder(Contents({**SITE, b"/404.html": PAGE}), b"max-age=60")
     reply = ask(target, responder=responder, if_none_match="*", range="bytes=0-0")
     assert fields(reply) == {"Content-Type": "text/html", "X-Content-Type-Options": "nosniff",
                              "Vary": "Accept-Encoding", "Content-Length": "60", "Cache-Control": "max-age=60"}
@@ -477,7 +481,7 @@ def test_not_found_with_a_page(target):
 
 
 def test_a_redirect_is_no_page_for_what_is_not_found():
-    responder = Responder(Site({b"/404.html": Redirect(b"/404.html/")}), b"")
+    responder = Responder(Contents({b"/404.html": Redirect(b"/404.html/")}), b"")
     assert body(ask("/nowhere", responder=responder)) == b"404 Not Found\n"
 
 
@@ -485,11 +489,12 @@ def test_a_redirect_is_no_page_for_what_is_not_found():
     (400, "no", b"400 Bad Request: no\n"), (404, "", b"404 Not Found\n"),
     (408, "too late", b"408 Request Timeout: too late\n")])
 def test_the_text_of_an_error(status, reason, text):
-    reply = RESPONDER.error(status, reason)
+    reply = error_reply(status, reason)
     assert fields(reply) == {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(text)),
                              "X-Content-Type-Options": "nosniff", "Connection": "close"}
-    assert reply == Reply(status, reply.head, (text,), True)
-    kept = RESPONDER.error(status, reason, b"", b"HEAD", b"X: y\r\n")
+    assert reply == Reply(status, reply.fields, (text,), b"close")
+    assert reply.close
+    kept = error_reply(status, reason, http1.parse_head(raw_request("/", "HEAD")), ((b"X", b"y"),))
     assert (kept.body, kept.close) == ((), False)
     assert fields(kept)["X"] == "y"
     assert "Connection" not in fields(kept)
@@ -512,7 +517,7 @@ RANGED = {
 @pytest.mark.parametrize("case", REQUESTS)
 def test_head_is_get_without_a_body(case):
     target, headers = REQUESTS[case]
-    for responder in (RESPONDER, Responder(Site({**SITE, b"/404.html": PAGE}), b"")):
+    for responder in (RESPONDER, Responder(Contents({**SITE, b"/404.html": PAGE}), b"")):
         reply, brief = ask(target, responder=responder, **headers), ask(target, "HEAD", responder=responder, **headers)
         assert brief == reply._replace(body=())
 
@@ -556,5 +561,5 @@ def test_replies_that_differ_are_not_equal():
                for target, headers in [*REQUESTS.values(), *RANGED.values()] if "if-modified" not in headers
                for method in ("GET", "HEAD") for more in ({}, {"connection": "close"})]
     for one, other in itertools.combinations(replies, 2):
-        spelled = [RESPONDER.spell_out(reply) if isinstance(reply, Whole) else reply for reply in (one, other)]
-        assert (one == other) == (spelled[0] == spelled[1])
+        expanded = [RESPONDER.expand(reply) if isinstance(reply, FullResponse) else reply for reply in (one, other)]
+        assert (one == other) == (expanded[0] == expanded[1])

@@ -83,8 +83,8 @@ class StatusHeads:
 
 def header_section(reply):
     """All that follows the status line in HTTP/1.1 (RFC 9112 section 2.1), but for what StatusHeads adds."""
-    connection = ((b"Connection", reply.connection),) if reply.connection else ()
-    return field_lines((*reply.fields, *connection)) + b"\r\n"
+    lines = field_lines(reply.fields)
+    return b"%bConnection: %b\r\n\r\n" % (lines, reply.connection) if reply.connection else lines + b"\r\n"
 
 
 class Plaintext(NamedTuple):

@@ -55,7 +55,7 @@ class AccessLog:
 
     # lines
 
-    def who(self, address):
+    def client(self, address):
         """The first part, for a client's address as text; b"" stands for a unix socket's."""
         if self.json:
             return b'{"remote":"%b","time":"' % (address or b"unix:")

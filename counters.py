@@ -11,12 +11,12 @@ import mmap
 # What a worker counts up, and what it has at the moment.
 COUNTERS = (
     "responses_1xx", "responses_2xx", "responses_3xx", "responses_4xx", "responses_5xx", "bytes_sent",
-    "accepted", "accept_errors", "passed", "proxy_refused", "memo_hits", "memo_misses", "reclaimed", "crowded",
+    "accepted", "accept_errors", "passed", "proxy_refused", "memo_hits", "memo_misses", "reclaimed", "over_limit",
     "timed_out",
     "kernel_full", "kernel_resumed", "userspace_full", "userspace_resumed", "handshakes_failed", "truncated",
     "log_lines", "log_dropped", "no_buffers", "overflows", "cold", "faults",
 )
-GAUGES = ("handshake", "idle", "reading", "sending", "closing", "waiting")
+GAUGES = ("handshake", "idle", "reading", "sending", "closing", "waiting", "stuck")
 # What the parent knows. Times are in seconds since the epoch; `ready` and `stopping` are 0 or 1.
 SERVER = (
     "started", "generation", "reloads", "reloads_failed", "last_reload", "ready", "stopping",

@@ -16,7 +16,7 @@ import socket
 import stat
 import time
 
-from door import BACKLOG
+from acceptor import BACKLOG
 from linux import TCP_OPTIONS
 from options import Tcp, Unix, UsageError
 

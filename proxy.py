@@ -11,13 +11,17 @@ datagram's bytes are those that its sender has read from it, perhaps none.
 import contextlib
 import errno
 import ipaddress
+import logging
 import os
 import re
 import socket
 import sys
 
 import linux
+from connection import PREFACE
 from linux import TCP_OPTIONS
+
+log = logging.getLogger("tarweb")
 
 V1, SIGNATURE = b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"
 MAX_LINE = 107                  # section 2.1: the longest line of version 1, CRLF included
@@ -198,6 +202,33 @@ def network(text):
 def without_mapping(address):
     """The address of IPv4 that one of IPv6 stands for (RFC 4291 section 2.5.5.2), or itself."""
     return getattr(address, "ipv4_mapped", None) or address
+
+
+# --- what connections from such a proxy begin with
+
+class ProxyHeader:
+    """The protocol that a connection from a trusted proxy begins with, until the header is whole."""
+
+    def __init__(self, acceptor):
+        self.acceptor = acceptor
+
+    def on_data(self, connection, data):
+        if connection.state is not PREFACE:         # it has been ended meanwhile
+            connection.transport.go_on(connection)
+            return
+        connection.pending += data
+        try:
+            header = take_header(connection.pending)
+        except ProxyError as error:
+            log.debug("PROXY header: %s", error)
+            self.acceptor.counts.proxy_refused += 1
+            self.acceptor.connections.end(connection)
+            return
+        if header is None:
+            connection.transport.receive(connection, multishot=False)
+            return
+        peer, size = header
+        self.acceptor.on_proxied(connection, peer, connection.pending[size:])
 
 
 # --- connections passed by another process

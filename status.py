@@ -51,10 +51,12 @@ METRICS = {
     "Connections": (
         by("state", "connections", "Open connections. Those that wait for room are in another state too.",
            **{state: state for state in ("handshake", "idle", "reading", "sending", "closing", "waiting")}),
+        one("connections_stuck", "stuck", "Connections that cannot be closed: a cancelled operation does not end (a "
+            "disk does not answer). Should be 0."),
         one("connections_accepted_total", "accepted", "Connections accepted, or passed by another process."),
         one("connections_passed_total", "passed", "Of these, connections passed by another process (--passfd)."),
         one("connections_reclaimed_total", "reclaimed", "Connections closed to make room for new ones."),
-        one("connections_crowded_total", "crowded", "Connections closed because of --max-per-ip."),
+        one("connections_crowded_total", "over_limit", "Connections closed because of --max-per-ip."),
         one("connections_timed_out_total", "timed_out", "Connections closed by a limit in time, --min-rate included."),
         one("proxy_refused_total", "proxy_refused", "Connections closed because of their PROXY header."),
         one("accept_errors_total", "accept_errors", "Failures to accept, for want of memory or descriptors."),

@@ -20,13 +20,13 @@ import time
 from typing import Any
 
 from linux import die_with_parent
-from life import AT_ONCE, LOOK
+from clock import END_NOW, LOOK_AGAIN
 
 log = logging.getLogger("tarweb")
 
 ENDING = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
 HANDLED = {*ENDING, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM}
-BLOCKED = {*HANDLED, signal.SIGUSR2, AT_ONCE, LOOK}     # while a child has no handlers yet
+BLOCKED = {*HANDLED, signal.SIGUSR2, END_NOW, LOOK_AGAIN}     # while a child has no handlers yet
 STATUS = -1                     # the number of the process that answers the status listener
 YOUNG = 10                      # seconds: who dies sooner is replaced after a while only
 BACK_OFF = 0.1, 30              # seconds: the first while, and the longest; it doubles each time
@@ -305,7 +305,7 @@ class Supervisor:
     def on_death(self, process, ended):
         """A worker that is still wanted is replaced."""
         if ended:
-            self.tell(LOOK)
+            self.tell(LOOK_AGAIN)
         wanted = self.serving and (process.generation is self.generation or process.number == STATUS)
         if not wanted:
             if ended and not process.dismissed and self.kill_at is None:
@@ -386,7 +386,7 @@ class Supervisor:
         """Drain and end, after the lame duck's time; each further time, go on to the next of these at once."""
         if self.stopping:
             if self.drain_at is None:
-                self.tell(AT_ONCE)
+                self.tell(END_NOW)
             else:
                 self.drain()
             return

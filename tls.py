@@ -53,7 +53,7 @@ class Session:
     flight = b""                # of a handshake
     control = None              # where the kernel puts a record that is no application data
     buffer = None               # what plaintext is brought to, and ciphertext sent from
-    piece = 0                   # bytes of plaintext in it
+    filled = 0                  # bytes of plaintext in it
     sealed = unsent = 0         # bytes of ciphertext in it, and of that not sent yet
 
     def __init__(self, ssl, to_kernel):

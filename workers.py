@@ -5,7 +5,6 @@ import gc
 import logging
 import os
 import resource
-import signal
 import time
 from functools import partial
 
@@ -15,28 +14,25 @@ from linux import (
 )
 from accesslog import AccessLog
 from archive import Library
-from conn import Worker
+from clock import signal_pipe
+from connection import LOG, Limits
 from counters import Board, Counts
 from credentials import read_acme_challenge
-from door import Entrance
-from life import AT_ONCE, LOG, LOOK
 from options import UsageError
 from plan import ForgetfulMemo, Memo, Site, make_site
 from reply import Redirector
-from secure import SecureWorker
 from sites import hide_lost
-from state import Limits
 from status import StatusResponder
 from tls import Engine
+from transport import add_tls
 from uring import PolledRing, Ring
+from worker import Worker
 
 SERVER = b"tarweb"
 DEFAULT_CONNECTIONS = 4096
 STATUS_CONNECTIONS = 64
 MAX_OPEN_AT_START = 4096        # descriptors looked at for those that are open: two for each worker, and a few
 SERVING = {OP_ACCEPT, OP_RECV, OP_SEND, OP_SENDMSG, OP_SHUTDOWN, OP_CLOSE, OP_ASYNC_CANCEL, OP_TIMEOUT, OP_READ}
-SIGNALS = signal.SIGTERM, AT_ONCE, LOOK, signal.SIGUSR1, signal.SIGUSR2         # see Life.on_signal
-IGNORED = signal.SIGINT, signal.SIGQUIT, signal.SIGHUP          # a terminal's are for the parent alone
 
 log = logging.getLogger("tarweb")
 
@@ -95,18 +91,6 @@ def is_open(fd):
 
 # --- workers
 
-def signal_pipe():
-    """The end of a pipe at which the number of each signal comes out: a read of it is one more operation."""
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    signal.set_wakeup_fd(write_end)
-    for number in SIGNALS:
-        signal.signal(number, lambda *_: None)
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    return read_end
-
-
 def make_ring(arguments, connections, operations):
     kind = PolledRing if arguments.sqpoll_ms else Ring
     return kind(connections, entries=arguments.ring_size, sqpoll_ms=arguments.sqpoll_ms, operations=operations,
@@ -144,25 +128,23 @@ def make_worker(generation, listeners, number, board: Board, row, arguments, san
     if generation.log_fd is not None:
         access_log = AccessLog(ring, generation.log_fd, arguments.log_format, LOG)
     passing = listeners.passing.fileno() if listeners.passing else None
-    common = {
-        "ring": ring, "slots": slots, "counts": counts, "signals": signals, "access_log": access_log,
-        "limits": Limits(connections, arguments.header_timeout, arguments.keepalive_timeout, arguments.min_rate,
-                         arguments.drain, arguments.max_per_ip),
-        "entrance": Entrance(served + redirect, passing, arguments.trusted),
-        "publish": (lambda: board.publish(row, counts)) if listeners.status else None,
-        "site": site, "library": library, "damage": damage,
-    }
+    limits = Limits(connections, arguments.header_timeout, arguments.keepalive_timeout, arguments.min_rate,
+                    arguments.drain, arguments.max_per_ip)
+    publish = (lambda: board.publish(row, counts)) if listeners.status else None
+    worker = Worker(ring, slots, limits, counts, library, site, served + redirect, signals, passing, arguments.trusted,
+                    access_log, publish, damage)
     if generation.tls is None:
-        return Worker(**common)
+        return worker
     generation.tls[1].renew_tickets(time.time())
     challenges = None if directory is None else partial(read_acme_challenge, directory)
     redirector = Redirector(listeners.https_port(), challenges)
     plain_site = Site(ForgetfulMemo(library, SERVER, time.time()), redirector.reply)
-    return SecureWorker(engine=Engine(*generation.tls), plain=frozenset(redirect), plain_site=plain_site, **common)
+    add_tls(worker, Engine(*generation.tls), frozenset(redirect), plain_site)
+    return worker
 
 
 def watch(library):
-    """What Life takes to see that archives are written to; None where the system allows no more of that."""
+    """What Clock takes to see that archives are written to; None where the system allows no more of that."""
     inotify = open_inotify()
     for archive in library.archives:
         report_writes(inotify, archive.fd)
@@ -184,16 +166,20 @@ def make_status_worker(listeners, board: Board, arguments, sandbox):
     ring = Ring(STATUS_CONNECTIONS, entries=STATUS_CONNECTIONS, buffers=16, use_liburing=not arguments.no_liburing,
                 operations=None if arguments.secure == "off" else SERVING)
     connections, slots = limit_connections(STATUS_CONNECTIONS)
-    return Worker(ring=ring, slots=slots, counts=Counts(), signals=signals, library=library, publish=None,
-                  limits=Limits(connections, drain=1), site=site,
-                  entrance=Entrance([listener.fileno() for listener in listeners.status]))
+    return Worker(ring, slots, Limits(connections, drain=1), Counts(), library, site,
+                  [listener.fileno() for listener in listeners.status], signals)
 
 
 def run(worker, sandbox, ready, left):
     """Lock a Sandbox, and serve until a signal ends it. `ready` is called when it can take requests, `left` when it
     accepts no more."""
-    worker.on_left = left
+    worker.acceptor.on_left = left
     gc.freeze()                 # nothing in the loop makes reference cycles, so the collector stays off
     sandbox.lock()
     ready()
     worker.run()
+    if worker.handshake:
+        counts = worker.counts
+        log.info("TLS connections: %d in the kernel, %d in userspace, %d resumed, %d failed handshakes, %d truncated",
+                 counts.kernel_full + counts.kernel_resumed, counts.userspace_full + counts.userspace_resumed,
+                 counts.kernel_resumed + counts.userspace_resumed, counts.handshakes_failed, counts.truncated)

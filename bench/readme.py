@@ -1,4 +1,5 @@
-"""Writes into README.md what a program can print: flags, as --help gives them; metrics; the figures of results.json.
+"""Writes into README.md what a program can print: flags, as --help gives them; metrics; the figures of results.json;
+and into docs/DESIGN.md the diagram of a connection's states.
 
     python3 bench/readme.py
 """
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 import status  # noqa: E402
+from connection import FREE, STATES  # noqa: E402
 
 SHOWN = ("small", "browser", "miss", "files", "24k", "1m", "100m", "newconn", "log", "two",
          "tls-small", "tls-1m", "tls-handshake", "tls-resume")
@@ -81,6 +83,12 @@ def metrics_block():
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def states_block():
+    """A connection's states and the events that lead from one to the next, as a diagram."""
+    steps = [f"    {state} --> {after}: {event}" for state in STATES for event, after in state.items()]
+    return "\n".join(["```mermaid", "stateDiagram-v2", f"    [*] --> {FREE}", *steps, "```"])
+
+
 def replace(text, name, block):
     """`text` with `block` between the marks <!-- name --> and <!-- /name -->."""
     return re.sub(rf"(<!-- {name}:[^\n]*-->\n).*?(<!-- /{name} -->)", lambda mark: f"{mark[1]}{block}\n{mark[2]}",
@@ -94,6 +102,8 @@ def main():
     if results.exists():
         text = replace(text, "figures", figures_block(json.loads(results.read_text())))
     readme.write_text(text)
+    design = ROOT / "docs" / "DESIGN.md"
+    design.write_text(replace(design.read_text(), "states", states_block()))
 
 
 if __name__ == "__main__":

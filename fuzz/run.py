@@ -86,7 +86,7 @@ def fill(folder, contents):
 def run_worker(name, folder, *options):
     """libFuzzer's output."""
     CRASHES.mkdir(exist_ok=True)
-    command = [sys.executable, str(HERE / "worker.py"), name, str(folder), "-print_final_stats=1",
+    command = [sys.executable, str(HERE / "run_target.py"), name, str(folder), "-print_final_stats=1",
                f"-timeout={SLOWEST}", f"-rss_limit_mb={LARGEST}",
                f"-artifact_prefix={CRASHES}/{name}-", *filter(None, options)]
     with tempfile.TemporaryDirectory() as scratch:          # libFuzzer ends without cleaning up

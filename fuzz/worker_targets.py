@@ -9,7 +9,7 @@ import http1
 from http1 import Body, HttpError
 from plan import header_section
 from reply import FullResponse, Responder, error_reply
-from state import Limits
+from connection import Limits
 
 WORDS = (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"HEAD /big HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /dir HTTP/1.0\r\n\r\n",
          b"\r\n\r\n", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n",
@@ -45,7 +45,7 @@ def converse(pieces):
             yield from machine.settle(kernel)
             received.append(bytes(client.received))
             assert client.closed
-            assert worker.live == 0
+            assert worker.connections.live == 0
             assert worker.stale == 0
 
         machine.perform(script, machine.make_clock(patch), Limits(max_connections=FEW), **SMALL_RING)

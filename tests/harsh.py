@@ -15,12 +15,9 @@ from securemachine import SecureWorld, Stranger
 from simulated import RECEIVES
 from stepwise import OF_SLOTS, STATES, Stepwise
 
+import connection as connection_module
 import linux
-import door
-from door import RECV, SEND, SHUTDOWN, SLOT
-from life import SIGNAL
-from sealed import LOAD, WRAPPED
-from state import INTERIM
+from connection import INTERIM, LOAD, RECV, RECV_HANDSHAKE, RECV_TLS, SEND, SHUTDOWN, SIGNAL, SLOT
 
 PASSING = errno.ECANCELED, errno.EINTR, errno.ENOBUFS, errno.EAGAIN
 FATAL = {True: (errno.ECONNRESET, errno.ETIMEDOUT, errno.ENOMEM, errno.EHOSTUNREACH),
@@ -95,9 +92,9 @@ class Harsh(Stepwise):
         """A completion for what was in a slot before: it cannot come, so it is to do nothing."""
         kernel, chance = self.kernel, self.chance
         kind, slot = chance.choice(self.strays_of), chance.randrange(kernel.slots)
-        generation = self.worker.connections[slot].generation - chance.choice((1, 2)) & door.GENERATIONS
+        generation = self.worker.connections.slots[slot].epoch - chance.choice((1, 2)) & connection_module.EPOCHS
         result, flags = chance.choice((-errno.ECANCELED, 0, 5)), 0
-        if kind in (RECV, WRAPPED) and kernel.has_buffer:
+        if kind in (RECV, RECV_HANDSHAKE, RECV_TLS) and kernel.has_buffer:
             result, flags = 5, linux.CQE_BUFFER | kernel.buffer(kernel.buffer_head)[2] << linux.CQE_BUFFER_SHIFT
             kernel.buffer_head += 1
         self.strays += 1
@@ -175,7 +172,7 @@ class HarshSecureWorld(Harsh, SecureWorld):
         super().__init__(seed, clock, seen, **more)
         self.cuts, self.ssl_fails = self.chance.choice((0, 0, 0.01)), self.chance.choice((0, 0, 0.1))
         self.seal, self.engine.seal = self.engine.seal, self.seal_or_not
-        self.write, self.worker.write_ssl = self.worker.write_ssl, self.write_or_not
+        self.write, self.worker.userspace.write_ssl = self.worker.userspace.write_ssl, self.write_or_not
 
     def new_client(self, listener):
         client = super().new_client(listener)
@@ -215,8 +212,8 @@ class HarshSecureWorld(Harsh, SecureWorld):
         """Whether OpenSSL fails; then the client of `ssl` has an excuse."""
         if self.phase != "busy" or self.chance.random() >= self.ssl_fails:
             return False
-        [slot] = [connection.slot for connection in self.worker.connections
-                  if connection.tls is not None and connection.tls.ssl is ssl]
+        [slot] = [connection.slot for connection in self.worker.connections.slots
+                  if connection.session is not None and connection.session.ssl is ssl]
         self.kernel.sockets[slot].excuse = "OpenSSL failed"
         self.kernel.counts["OpenSSL failed"] += 1
         return True

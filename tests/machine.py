@@ -16,38 +16,41 @@ from types import SimpleNamespace
 
 from simulated import PAGE, RECEIVES, SENDS, STREAMS, Datagram, Kernel, Socket, Sqe, make_ring, present
 
-import linux
+import acceptor
 import accesslog
 import archive as archive_module
-import conn
-import door
+import clock as clock_module
+import connection as connection_module
 import http1
-import life
-import proxy
+import linux
 import plan as plan_module
-import secure
-import state
+import proxy
+import worker as worker_module
 from accesslog import AccessLog
 from archive import Library, Redirect, Representation, Resource
-from conn import Worker
+from connection import (
+    ACCEPT, CLOSING, FREE, HANDSHAKE, IDLE, INTERIM, LINGER, LOG, PREFACE, RESPONSE, SHUTDOWN, SLOT, Limits,
+    illegal_flags,
+)
 from counters import Counts
-from door import Entrance
 from plan import WARM_SECONDS, Memo, make_site
 from proxy import Networks
 from reply import BOUNDARY, Responder
-from state import BODY, CLOSING, FREE, HANDSHAKE, HEAD, IDLE, INTERIM, LINGER, PREFACE, RESPONSE, Limits
 from uring import PolledRing, Ring
+from worker import Worker
 
 EPOCH = 1_700_000_000
 # Small enough that a few hundred steps reach every limit.
 SMALL = {
-    conn: {"MAX_PENDING": 1500, "LINGER_SECONDS": 3, "SEND_GRACE": 4, "SEND_SIZE": 700},
-    door: {"RESERVE": 2},
+    worker_module: {"MAX_PENDING": 1500},
+    worker_module.Plain: {"send_size": 700},
+    clock_module: {"LINGER_SECONDS": 3, "SEND_GRACE": 4},
+    acceptor: {"RESERVE": 2, "SEND_GRACE": 4, "STALL": 4, "PACE": 500},
+    connection_module: {"SEND_GRACE": 4},
     plan_module: {"SEND_SIZE": 700, "COLD_SEND_SIZE": 600, "LAZY_MEMO": 800},
     archive_module: {"WHOLE_CHECK": 500},
     accesslog: {"LARGEST_WRITE": 2000, "PIPE_BUF": 300, "ENOUGH": 12},
     http1: {"MAX_HEAD": 900, "MAX_LINE": 400, "MAX_BODY": 600},
-    state: {"SEND_GRACE": 4, "STALL": 4, "PACE": 500},
 }
 
 CONTENT = random.Random(5).randbytes(21_000)
@@ -91,14 +94,14 @@ def make_small(monkeypatch, *more):
 def make_clock(monkeypatch):
     """A Clock that the worker goes by."""
     clock = Clock()
-    for module in (door, life, secure, accesslog):
+    for module in (acceptor, clock_module, connection_module, accesslog):
         monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(state, "STALL", 10)     # so that a client is busy by not reading
+    monkeypatch.setattr(acceptor, "STALL", 10)     # so that a client is busy by not reading
     monkeypatch.setattr(linux, "peer_address", present.peer_address)
     monkeypatch.setattr(linux, "bytes_acknowledged", present.bytes_acknowledged)
     monkeypatch.setattr(proxy, "is_stream", present.is_stream)
     monkeypatch.setattr(proxy, "os", SimpleNamespace(close=present.close))
-    monkeypatch.setattr(door, "select", SimpleNamespace(poll=present.poll, POLLIN=1))
+    monkeypatch.setattr(acceptor, "select", SimpleNamespace(poll=present.poll, POLLIN=1))
     monkeypatch.setattr(archive_module, "in_memory", present.in_memory)
     monkeypatch.setattr(archive_module, "mmap", SimpleNamespace(PAGESIZE=PAGE))
     return clock
@@ -128,9 +131,9 @@ def common(kernel, clock, limits, archive, ring, log=None, log_to_file=True, tru
     library = Library([archive])
     site = make_site(Memo(library, b"tarweb", clock.time()), {b"": Responder(archive, b"")})
     listeners = [slot for slot in kernel.listeners if slot != kernel.passing]
-    return {"ring": ring, "slots": kernel.slots, "limits": limits, "counts": Counts(), "signals": kernel.signal_pipe,
-            "entrance": Entrance(listeners, kernel.passing, trusted and Networks(trusted)),
-            "access_log": log and AccessLog(ring, kernel.open_log(log_to_file), log, life.LOG),
+    return {"engine": ring, "slots": kernel.slots, "limits": limits, "counts": Counts(), "signals": kernel.signal_pipe,
+            "listeners": listeners, "passing": kernel.passing, "trusted": trusted and Networks(trusted),
+            "access_log": log and AccessLog(ring, kernel.open_log(log_to_file), log, LOG),
             "publish": publish, "damage": on_damage and (kernel.damage, on_damage),
             "library": library, "site": site}
 
@@ -418,8 +421,8 @@ class World:
         self.worker = self.make_worker(rnd.choice((Ring, Ring, PolledRing)), self.ring_options() | self.more_options())
         self.steps = rnd.choice((100, 400, 700))
         self.signals = {rnd.randrange(self.steps): number for number, chance in (
-            (signal.SIGUSR1, 0.2), (signal.SIGUSR2, 0.2), (signal.SIGTERM, 0.4), (life.AT_ONCE, 0.05),
-            (life.LOOK, 0.2))
+            (signal.SIGUSR1, 0.2), (signal.SIGUSR2, 0.2), (signal.SIGTERM, 0.4), (clock_module.END_NOW, 0.05),
+            (clock_module.LOOK_AGAIN, 0.2))
             if rnd.random() < chance}
         self.busy = rnd.choice((0.02, 0.1, 0.5))        # how often someone connects
         self.lateness = rnd.choice((0.0, 0.5, 0.9))     # how often something that could complete does not yet
@@ -433,8 +436,8 @@ class World:
         self.all_close = False      # whether each response may be the last
         self.stale = 0              # how many completions of former connections there have been
         self.left = 0               # how often all listeners have been left
-        self.worker.on_left = self.on_left
-        self.finish_log, self.worker.finish_log = self.worker.finish_log, self.on_end_of_loop
+        self.worker.acceptor.on_left = self.on_left
+        self.finish_log, self.worker.clock.finish = self.worker.clock.finish, self.on_end_of_loop
         kernel.on_enter = self.on_enter
         kernel.on_wait = self.on_wait
         kernel.submits = self.submits
@@ -627,8 +630,8 @@ class World:
         self.clock.now = min(self.clock.now + seconds, *due, self.clock.now + 1) if due else self.clock.now + 0.01
 
     def signal(self, number):
-        self.all_close |= number != life.LOOK
-        if number == life.AT_ONCE:
+        self.all_close |= number != clock_module.LOOK_AGAIN
+        if number == clock_module.END_NOW:
             self.at_once = True
         elif number == signal.SIGTERM:
             self.signalled = self.signalled or self.clock.now
@@ -637,7 +640,7 @@ class World:
         elif number == signal.SIGUSR2:
             self.retired = self.clock.now
         self.kernel.counts.update(
-            {f"{state} at signal {number}" for state in {connection.state for connection in self.worker.connections}})
+            {f"{connection.state} at signal {number}" for connection in self.worker.connections.slots})
         self.kernel.signals.append(number)
 
     def on_left(self):
@@ -646,8 +649,8 @@ class World:
     def on_publish(self):
         """What the worker says that there is, is there."""
         worker, counts = self.worker, self.worker.counts
-        assert worker.live == sum(getattr(counts, name) for name in set(life.GAUGE.values()))
-        assert counts.waiting == len(worker.parked)
+        assert worker.connections.live == sum(getattr(counts, name) for name in set(clock_module.GAUGE.values()))
+        assert counts.waiting == len(worker.acceptor.parked)
         self.kernel.counts["published"] += 1
 
     def on_end_of_loop(self):
@@ -670,7 +673,7 @@ class World:
             return
         if self.phase == "leaving" and not kernel.sockets and not any(
                 listener.queue for listener in kernel.listeners.values()):
-            assert worker.live == 0 and not worker.parked, self.describe()
+            assert worker.connections.live == 0 and not worker.acceptor.parked, self.describe()
             self.phase, self.deadline = "last", self.clock.now + 60
             self.last = self.last_client()
             self.clients.append(self.last)
@@ -684,18 +687,18 @@ class World:
         """After `run` has returned."""
         self.check_closed()
         assert self.signalled is not None or self.retired is not None or self.at_once
-        drained = not self.worker.live and not self.worker.listeners
+        drained = not self.worker.connections.live and not self.worker.acceptor.listeners
         assert drained or self.at_once or self.signalled and self.clock.now - self.signalled >= self.limits.drain - 1
-        assert self.left == (not self.worker.listeners)
+        assert self.left == (not self.worker.acceptor.listeners)
         if drained:
-            assert all(connection.state is FREE for connection in self.worker.connections)
+            assert all(connection.state is FREE for connection in self.worker.connections.slots)
         for client in self.kernel.sockets.values():
             client.answered(True)
         self.check_counts(drained)
         if self.log:
             self.check_log()
         counts = self.worker.counts
-        for name in (*REACHED, *life.RESPONSES):
+        for name in (*REACHED, *clock_module.RESPONSES):
             self.kernel.counts[name] += getattr(counts, name)
 
     def check_counts(self, drained):
@@ -703,11 +706,12 @@ class World:
         self.count_sent(drained)
         answered = Counter(status // 100 for client in self.clients
                            for status, _, whole, _ in client.outline() if whole)
-        for i, name in enumerate(life.RESPONSES, 1):
+        for i, name in enumerate(clock_module.RESPONSES, 1):
             assert not drained or getattr(counts, name) >= answered[i]
         if self.log:
             assert counts.log_lines == self.kernel.log.count(b"\n")
-            assert counts.log_lines + counts.log_dropped == sum(getattr(counts, name) for name in life.RESPONSES[1:])
+            responses = sum(getattr(counts, name) for name in clock_module.RESPONSES[1:])
+            assert counts.log_lines + counts.log_dropped == responses
 
     def count_sent(self, drained):
         """As many bytes as clients have had."""
@@ -743,7 +747,8 @@ class World:
         return False
 
     def describe(self):
-        return [(connection.slot, connection.state, connection.receiving) for connection in self.worker.connections
+        slots = self.worker.connections.slots
+        return [(connection.slot, connection.state, connection.receiving) for connection in slots
                 if connection.state is not FREE] + [(operation.code, operation.slot, operation.cancelled)
                                                     for operation in self.kernel.operations]
 
@@ -765,20 +770,20 @@ class World:
         for operation in kernel.operations:
             self.flying.update((operation.user, *(other.user for other in operation.behind)))
         fresh = {kernel.passed if slot == kernel.passing else result
-                 for user, slot, result, _ in unseen if user[0] & ~door.SLOT == door.ACCEPT and result >= 0}
-        for connection in worker.connections:
+                 for user, slot, result, _ in unseen if user[0] & ~SLOT == ACCEPT and result >= 0}
+        for connection in worker.connections.slots:
             slot = connection.slot
             is_open = slot in kernel.sockets and slot not in fresh and slot not in closing
             assert (connection.state is not FREE) == is_open, (connection.state, slot)
             live += is_open
             if is_open:
                 self.check_connection(connection, kernel.sockets[slot])
-        assert worker.live == live <= len(worker.connections)
+        assert worker.connections.live == live <= len(worker.connections.slots)
         assert worker.stale == self.stale
-        assert not worker.parked or live - len(worker.parked) >= self.limits.max_connections
-        assert len({connection.slot for connection in worker.parked}) == len(worker.parked)
+        assert not worker.acceptor.parked or live - len(worker.acceptor.parked) >= self.limits.max_connections
+        assert len({connection.slot for connection in worker.acceptor.parked}) == len(worker.acceptor.parked)
         assert all(connection.state in (PREFACE, IDLE, HANDSHAKE) and not connection.receiving
-                   for connection in worker.parked)
+                   for connection in worker.acceptor.parked)
         self.check_buffers(unseen)
 
     def unseen(self):
@@ -787,50 +792,52 @@ class World:
 
     def in_flight(self, kind, slot):
         """Whether an operation (RECV, SEND, SHUTDOWN) on a slot is armed, in flight, or completed and not yet taken."""
-        return (kind | slot, self.worker.connections[slot].generation) in self.flying
+        return (kind | slot, self.worker.connections.slots[slot].epoch) in self.flying
 
     def is_sending(self, connection):
         """Whether a send of a connection is in flight."""
-        return self.in_flight(connection.sends, connection.slot)
+        return self.in_flight(connection.send_tag, connection.slot)
 
     def armed(self):
         """The entries that the kernel has not taken yet."""
-        ring, start = self.worker.ring, self.kernel.sq_head
+        ring, start = self.worker.engine, self.kernel.sq_head
         return [Sqe.from_buffer_copy(ring.queue, (i & ring.mask) * 64) for i in range(start, ring.tail)]
 
     def check_connection(self, connection, client):
         state, slot = connection.state, connection.slot
-        assert connection.receiving == self.in_flight(connection.reads, slot), "receive"
+        assert connection.receiving == self.in_flight(connection.recv_tag, slot), "receive"
         sending = state in (RESPONSE, INTERIM) or connection.sending
         assert sending == self.is_sending(connection), f"send in {state}"
-        assert connection.shutting == self.in_flight(door.SHUTDOWN, slot), "shutdown"
-        if state in (PREFACE, IDLE, HEAD, BODY, LINGER) and connection not in self.worker.parked:
-            last_words = state is LINGER and connection.at_end and connection.sending
-            assert connection.receiving or last_words, f"deaf in {state}"
+        assert connection.shutting == self.in_flight(SHUTDOWN, slot), "shutdown"
+        parked = connection in self.worker.acceptor.parked
+        assert illegal_flags(connection) == ["receiving"] * (parked and state in (PREFACE, IDLE)), f"flags in {state}"
+        if state is LINGER:
+            assert connection.receiving or connection.at_end and connection.sending, f"deaf in {state}"
         if state is RESPONSE or state is INTERIM:
-            assert (connection.receiving or connection.at_end or len(connection.pending) > conn.MAX_PENDING
+            assert (connection.receiving or connection.at_end or len(connection.pending) > worker_module.MAX_PENDING
                     or connection.plan.close)
         if state is IDLE:
-            assert not connection.pending or connection in self.worker.parked
+            assert not connection.pending or connection in self.worker.acceptor.parked
             assert not connection.sent and not connection.at_end
-            assert not self.worker.stopping or connection.plan is None, "left idle at the end"
+            assert not self.worker.connections.stopping or connection.plan is None, "left idle at the end"
         if state is CLOSING:
             assert connection.receiving or connection.sending or connection.shutting, "nothing will end this"
             self.decide(client)
         # A cancel takes a batch to arrive, and the buffers may go round once before it is submitted.
-        slack = self.slack + 2 * self.worker.ring.buffer_size * self.kernel.buffers
-        assert len(connection.pending) <= conn.MAX_PENDING + slack
+        slack = self.slack + 2 * self.worker.engine.buffer_size * self.kernel.buffers
+        assert len(connection.pending) <= worker_module.MAX_PENDING + slack
 
     def decide(self, client):
         """The worker has decided to end this: what it had seen before has to be answered, unless there is an excuse."""
         if client.decided is None:
             client.decided = client.seen_before
-            if client.excuse is None and self.clock.now - client.sent_at >= conn.SEND_GRACE - 2:   # ticks are coarse
+            waited = self.clock.now - client.sent_at
+            if client.excuse is None and waited >= clock_module.SEND_GRACE - 2:     # ticks are coarse
                 client.excuse = "slow"
 
     def check_buffers(self, unseen):
         """Each receive buffer is in the ring, or being filled, or in a completion that nobody has taken: once."""
-        ring, kernel = self.worker.ring, self.kernel
+        ring, kernel = self.worker.engine, self.kernel
         held = [flags >> linux.CQE_BUFFER_SHIFT for _, _, _, flags in unseen if flags & linux.CQE_BUFFER]
         held += [operation.held[0] for operation in kernel.operations if operation.held]
         given = [kernel.buffer(position) for position in range(kernel.buffer_head, ring.buffer_tail)]
@@ -896,7 +903,7 @@ def read_line(line, style):
 
 
 def worker_slot(worker):
-    return next(iter(worker.listeners))
+    return next(iter(worker.acceptor.listeners))
 
 
 def play(seeds, clock, **options):
@@ -977,7 +984,7 @@ def stop(kernel):
 
 
 def end_at_once(kernel):
-    yield from tell(kernel, life.AT_ONCE)
+    yield from tell(kernel, clock_module.END_NOW)
 
 
 def retire(kernel):

@@ -26,16 +26,15 @@ from harsh import HarshSecureWorld, HarshWorld  # noqa: E402
 from stepwise import ELSEWHERE, OPERATIONS, STATES, TABLE, TAKEN  # noqa: E402
 from tlsmemory import TestEngine  # noqa: E402
 
-import conn  # noqa: E402
-import door  # noqa: E402
-import life  # noqa: E402
-import sealed  # noqa: E402
-import secure  # noqa: E402
-import state  # noqa: E402
+import acceptor  # noqa: E402
+import clock  # noqa: E402
+import connection  # noqa: E402
+import transport  # noqa: E402
+import worker  # noqa: E402
 
 RECORD = ROOT / "tests/MODEL.md"
 BEGIN, END = "<!-- record: python tests/model.py --record -->", "<!-- /record -->"
-MODULES = door, life, conn, sealed, secure, state
+MODULES = acceptor, clock, worker, transport, connection
 TRACED = 10             # one of so many schedules has its lines noted
 SECURE = 3              # one of so many is over TLS
 EVERY = 250_000         # steps between two lines about how far it is
@@ -83,7 +82,7 @@ class Seen:
 
     def __init__(self):
         self.steps = self.schedules = 0
-        self.table = Counter()      # (state, event): rows of the table in state.py
+        self.table = Counter()      # (state, event): rows of the table in connection.py
         self.moves = Counter()      # (state, what completed, how, state after it)
         self.counts = Counter()     # the rest, by name
         self.lines = Lines()
@@ -108,8 +107,8 @@ class Model:
     def __init__(self, monkeypatch, engine, traced=0):
         for path, where in securemachine.LARGE.items():
             monkeypatch.setitem(machine.FILES, path, where)
-        monkeypatch.setattr(sealed, "Buffer", securemachine.Buffer)
-        monkeypatch.setattr(state.State, "__getitem__", look_up)
+        monkeypatch.setattr(transport, "Buffer", securemachine.Buffer)
+        monkeypatch.setattr(connection.State, "__getitem__", look_up)
         self.clock = machine.make_small(monkeypatch, securemachine.SMALL)
         self.engine, self.traced, self.seen = engine, traced, Seen()
         self.interrupted = False    # whether to stop behind the present schedule
@@ -177,7 +176,7 @@ def record(seen, seeds, seconds):
     return "\n\n".join((
         f"{seen.steps:,} steps in {seen.schedules:,} schedules, of seeds {seeds[0]} to {seeds[1] - 1}, one of {SECURE} "
         f"over TLS, in {seconds / 60:.0f} minutes of CPU; Python {platform.python_version()}. No invariant failed.",
-        "## Rows of the table in `state.py`, and how often they were taken",
+        "## Rows of the table in `connection.py`, and how often they were taken",
         table(["state", "event", "next", "times"], [
             [name, event, name[event], f"{seen.table[name, event]:,}"] for name, event in TABLE]),
         f"Never taken: {left}.",

@@ -1,4 +1,4 @@
-"""SecureWorker on the simulated kernel: clients that speak TLS over its sockets, chance that drives them, and scripts.
+"""A Worker with TLS on the simulated kernel: clients that speak TLS over its sockets, chance that drives them, scripts.
 
 A client's TLS is Python's ssl in memory, or, where it has to do what no decent client does, records made by hand. The
 simulated kernel seals and opens records with the keys that it is given. So a wrong key or number, or bytes that
@@ -18,19 +18,19 @@ from machine import ADDRESS, CONTENT, Client, Wanted, World, content, get
 from simulated import FILES_FROM, SOL_TLS, Socket, make_ring
 from tlsmemory import ALL_CIPHERS, ClientContext, Peer
 
-import sealed
-import secure
-from door import SLOT
+import transport
+from connection import (
+    CLOSING, FLIGHT, GOODBYE, HANDSHAKE, IDLE, KEYS, PREFACE, RESPONSE, SEND_TLS, SLOT, Limits,
+)
 from plan import ForgetfulMemo, Site
 from reply import Responder
-from secure import FLIGHT, GOODBYE, KEYS, SEALED, SecureWorker
-from state import CLOSING, HANDSHAKE, IDLE, PREFACE, RESPONSE, Limits
 from uring import Ring
+from worker import Worker
 
 LARGE = {b"/large": (500, 20_000)}          # more than one record
 SMALL = {
-    sealed: {"PIECE": 6000, "SEND_GRACE": 4, "FREE_BUFFERS": 2, "MEMO_PLAINTEXT": 2500},
-    secure: {"ROOM_AT_ONCE": 400},
+    transport: {"SEAL_SIZE": 6000, "FREE_BUFFERS": 2, "MEMO_PLAINTEXT": 2500, "ROOM_AT_ONCE": 400},
+    transport.UserspaceTls: {"send_size": 6000},
 }
 HANDSHAKE_FAILURE = b"\2\x28"        # RFC 8446 section 6.2: an alert, fatal
 CONTEXTS = {version: ClientContext(version) for version in ("1.2", "1.3")}
@@ -51,7 +51,7 @@ class Archive:
         os.close(self.fd)
 
 
-class Buffer(sealed.Buffer):
+class Buffer(transport.Buffer):
     """One that is known of as long as it lives."""
 
     alive: weakref.WeakSet = weakref.WeakSet()
@@ -62,19 +62,20 @@ class Buffer(sealed.Buffer):
 
 
 def make_secure_worker(kernel, clock, limits, engine, listeners=1, kind=Ring, plain=0, **options):
-    """A SecureWorker on `listeners` for TLS, and `plain` more without; its archive is at `worker.archive`."""
+    """A Worker on `listeners` for TLS, and `plain` more without, which are `worker.plain_listeners`; its archive is at
+    `worker.archive`."""
     more = {name: options.pop(name) for name in machine.MORE & options.keys()}
     passing = more.get("passing", False)
     slots = limits.max_connections + listeners + plain + passing
     ring = make_ring(kernel, slots, listeners + plain + passing, kind, passing, **options)
     archive = Archive()
-    kernel.steady = lambda tag: tag & ~SLOT in (FLIGHT, SEALED, GOODBYE)
+    kernel.steady = lambda tag: tag & ~SLOT in (FLIGHT, SEND_TLS, GOODBYE)
     common = machine.common(kernel, clock, limits, archive, ring, **more)
     responder = Responder(archive, b"")
     plain_site = Site(ForgetfulMemo(common["library"], b"tarweb", clock.time()), responder.reply, responder.expand)
-    worker = SecureWorker(engine=engine, plain=range(slots + listeners, slots + listeners + plain),
-                          plain_site=plain_site, **common)
-    worker.archive = archive
+    worker = Worker(**common)
+    worker.archive, worker.plain_listeners = archive, range(slots + listeners, slots + listeners + plain)
+    transport.add_tls(worker, engine, worker.plain_listeners, plain_site)
     return worker
 
 
@@ -329,7 +330,7 @@ class SecureWorld(World):
         return self.rnd.choices((tls, plain, *passing), (85, 15, 15)[:2 + len(passing)])[0]
 
     def new_client(self, listener):
-        if listener in self.worker.plain:
+        if listener in self.worker.plain_listeners:
             return Client(self.rnd)
         return Stranger(self.rnd) if self.rnd.random() < 0.05 else TlsClient(self.rnd, self.former)
 
@@ -359,36 +360,37 @@ class SecureWorld(World):
     def run(self):
         try:
             super().run()
-            assert not self.engine.openssl.alive or self.worker.live
+            assert not self.engine.openssl.alive or self.worker.connections.live
         finally:
-            for connection in self.worker.connections:
-                if connection.tls is not None:
-                    self.engine.free(connection.tls)
+            for connection in self.worker.connections.slots:
+                if connection.session is not None:
+                    self.engine.free(connection.session)
             self.worker.archive.close()
 
     # what must hold after each batch, besides
 
     def check_state(self):
         super().check_state()
-        worker, sessions = self.worker, [connection.tls for connection in self.worker.connections if connection.tls]
+        worker, userspace = self.worker, self.worker.userspace
+        sessions = [connection.session for connection in worker.connections.slots if connection.session]
         assert self.engine.left() == (0, 0, 0)
         assert sorted(session.ssl.value for session in sessions if session.ssl) == sorted(self.engine.openssl.alive)
-        buffers = [*worker.small_buffers, *worker.large_buffers,
+        buffers = [*worker.userspace.small_buffers, *worker.userspace.large_buffers,
                    *(session.buffer for session in sessions if session.buffer)]
         assert len(buffers) == len(set(buffers)) and set(buffers) == set(Buffer.alive), "a buffer lost, or used twice"
-        assert all(len(free) <= sealed.FREE_BUFFERS for free in (worker.small_buffers, worker.large_buffers))
-        assert worker.gathered_size == sum(plan.total for plan in worker.gathered)
-        assert len(worker.last_words) <= worker.ring.entries
+        assert all(len(free) <= transport.FREE_BUFFERS for free in (userspace.small_buffers, userspace.large_buffers))
+        assert worker.userspace.gathered_size == sum(plan.total for plan in worker.userspace.gathered)
+        assert len(worker.farewell.last_words) <= worker.engine.entries
 
     def check_connection(self, connection, client):
         # What falls short of a piece is no new beginning of its time.
         if connection.state is not CLOSING:
             client.began = connection.since if connection.state is RESPONSE else self.clock.now
         super().check_connection(connection, client)
-        session, state = connection.tls, connection.state
+        session, state = connection.session, connection.state
         client.in_handshake = state in (PREFACE, HANDSHAKE) or state is not IDLE and client.decided is not None and (
             getattr(client, "in_handshake", False))
-        if state is HANDSHAKE and connection not in self.worker.parked:
+        if state is HANDSHAKE and connection not in self.worker.acceptor.parked:
             assert connection.receiving or connection.sending, "deaf in the handshake"
             assert not connection.receiving or not session or not session.established or session.wanted
         if session is None:
@@ -434,7 +436,7 @@ class SecureWorld(World):
 # --- scripts
 
 def perform_secure(script, clock, engine, limits=None, listeners=1, **options):
-    """As machine.perform, for a SecureWorker."""
+    """As machine.perform, for a Worker with TLS."""
     kept = {}
 
     def make(kernel, clock, limits, listeners, **options):
@@ -444,9 +446,9 @@ def perform_secure(script, clock, engine, limits=None, listeners=1, **options):
     try:
         return machine.perform(script, clock, limits or Limits(), listeners, make=make, **options)
     finally:
-        for connection in kept["worker"].connections:
-            if connection.tls is not None:
-                engine.free(connection.tls)
+        for connection in kept["worker"].connections.slots:
+            if connection.session is not None:
+                engine.free(connection.session)
         kept["worker"].archive.close()
 
 

@@ -70,14 +70,14 @@ import mmap, os, struct, sys
 sys.path.insert(0, sys.argv.pop(1))
 with open(sys.argv.pop(1), "r+b") as file:
     memory = mmap.mmap(file.fileno(), 0)
-import conn, supervisor, tarweb
+import clock, supervisor, tarweb
 def recording(function, worker):
     def recorded(self, *arguments):
         struct.pack_into("=QQQ", memory, os.getpid() * 32 % len(memory), os.getpid(), sys.getallocatedblocks(),
                          worker and self.publish is not None)
         return function(self, *arguments)
     return recorded
-conn.Worker.on_tick = recording(conn.Worker.on_tick, True)
+clock.Clock.on_tick = recording(clock.Clock.on_tick, True)
 supervisor.Supervisor.wait = recording(supervisor.Supervisor.wait, False)
 sys.exit(tarweb.main())
 """

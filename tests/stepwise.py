@@ -7,30 +7,28 @@ from collections import Counter
 
 from simulated import SENDS
 
+import clock as clock_module
 import linux
-import conn
-import life
-import sealed
-from door import ACCEPT, CANCEL, CLOSE, RECV, SEND, SHUTDOWN, SLOT
-from life import DAMAGE, LOG, SIGNAL, TICK
-from sealed import LOAD, SEALED, WRAPPED
-from secure import ATTACH, CONTROL, FLIGHT, GOODBYE, KEYS
-from state import BODY, CLOSING, FREE, HANDSHAKE, HEAD, IDLE, INTERIM, LINGER, PREFACE, RESPONSE
-
-STATES = FREE, PREFACE, HANDSHAKE, IDLE, HEAD, BODY, INTERIM, RESPONSE, LINGER, CLOSING
+import plan as plan_module
+import transport
+from connection import (
+    ACCEPT, ATTACH, BODY, CANCEL, CLOSE, CLOSING, CONTROL, DAMAGE, FLIGHT, FREE, GOODBYE, HEAD, IDLE, INTERIM, KEYS,
+    LINGER, LOAD, LOG, PREFACE, RECV, RECV_HANDSHAKE, RECV_TLS, RESPONSE, SEND, SEND_TLS, SHUTDOWN, SIGNAL, SLOT,
+    STATES, TICK,
+)
 TABLE = [(name, event) for name in STATES for event in name]
 OPERATIONS = {RECV: "receive", SEND: "send", ACCEPT: "accept", SHUTDOWN: "shutdown", CANCEL: "cancel", CLOSE: "close",
-              TICK: "tick", SIGNAL: "signal", LOG: "log", DAMAGE: "damage", WRAPPED: "receive for OpenSSL",
-              SEALED: "send by OpenSSL", LOAD: "read", FLIGHT: "flight", KEYS: "keys", CONTROL: "record",
-              GOODBYE: "goodbye", ATTACH: "attach"}
+              TICK: "tick", SIGNAL: "signal", LOG: "log", DAMAGE: "damage", RECV_TLS: "receive for OpenSSL",
+              RECV_HANDSHAKE: "receive in the handshake", SEND_TLS: "send by OpenSSL", LOAD: "read", FLIGHT: "flight",
+              KEYS: "keys", CONTROL: "record", GOODBYE: "goodbye", ATTACH: "attach"}
 OF_SLOTS = [kind for kind in OPERATIONS if kind not in (ACCEPT, CANCEL, CLOSE, TICK, SIGNAL, LOG, DAMAGE)]
 ELSEWHERE = "another connection", "it came, or went"
-SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGUSR2: "SIGUSR2", life.AT_ONCE: "AT_ONCE",
-           life.LOOK: "LOOK"}
+SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGUSR2: "SIGUSR2",
+           clock_module.END_NOW: "END_NOW", clock_module.LOOK_AGAIN: "LOOK_AGAIN"}
 MOVING = RESPONSE, INTERIM, LINGER              # states in which each send begins the wait anew
 COARSE = 3                                      # seconds that a limit may be late: ticks are whole ones
 ENDS_WITHIN = 30                                # seconds for the operations of a connection to end, once told to
-TAKEN: list = []        # rows of the table in state.py that the present step has taken
+TAKEN: list = []        # rows of the table in connection.py that the present step has taken
 
 
 class Stepwise:
@@ -43,11 +41,11 @@ class Stepwise:
         self.shut_for = 0           # ticks for which a listener has been left alone though there is room
         super().__init__(seed, clock, **more)
         worker = self.worker
-        self.before = [FREE] * len(worker.connections)
-        self.take, worker.ring.completions = worker.ring.completions, self.hand_out
-        self.turn_away, worker.turn_away = worker.turn_away, self.on_crowd
-        self.victim, worker.eviction.victim = worker.eviction.victim, self.find_victim
-        self.reclaim, worker.reclaim = worker.reclaim, self.on_reclaim
+        self.before = [FREE] * len(worker.connections.slots)
+        self.take, worker.engine.completions = worker.engine.completions, self.hand_out
+        self.turn_away, worker.acceptor.turn_away = worker.acceptor.turn_away, self.on_crowd
+        self.victim, worker.acceptor.eviction.victim = worker.acceptor.eviction.victim, self.find_victim
+        self.reclaim, worker.acceptor.make_room_for_one = worker.acceptor.make_room_for_one, self.on_reclaim
         self.reclaiming = False
 
     # steps
@@ -72,8 +70,8 @@ class Stepwise:
         self.slot = None
         if kind in OF_SLOTS:
             self.slot = slot
-            connection = self.worker.connections[slot]
-            if generation != connection.generation:
+            connection = self.worker.connections.slots[slot]
+            if generation != connection.epoch:
                 self.stale += 1
                 self.slot = None
                 self.event = OPERATIONS[kind], "of nobody"
@@ -87,19 +85,19 @@ class Stepwise:
         if result < 0:
             return errno.errorcode[-result]
         if kind == SIGNAL:
-            return SIGNALS[self.worker.signal_byte[0]]
-        if kind in (RECV, WRAPPED, CONTROL) and not result:
+            return SIGNALS[self.worker.clock.signal_byte[0]]
+        if kind in (RECV, RECV_HANDSHAKE, RECV_TLS, CONTROL) and not result:
             return "end"
-        if kind in (SEND, SEALED):
-            connection = self.worker.connections[slot]
+        if kind in (SEND, SEND_TLS):
+            connection = self.worker.connections.slots[slot]
             whole = (connection.sent + result >= connection.plan.total if kind == SEND else
-                     result == connection.tls.unsent)
+                     result == connection.session.unsent)
             return "all" if whole else "part"
         return "last" if kind in (RECV, ACCEPT) and not flags & linux.CQE_MORE else "done"
 
     def note_moves(self):
         """What the handler has made of it: of the connection concerned, and of others."""
-        seen, after = self.seen, [connection.state for connection in self.worker.connections]
+        seen, after = self.seen, [connection.state for connection in self.worker.connections.slots]
         for slot, (old, new) in enumerate(zip(self.before, after, strict=True)):
             if slot == self.slot or old is not new:
                 seen.moves[(old, *(self.event if slot == self.slot or self.slot is None else ELSEWHERE), new)] += 1
@@ -122,20 +120,20 @@ class Stepwise:
         self.check_count()
         asleep = {tag for tag, _ in self.flying}.isdisjoint
         assert not any(map(asleep, ((TICK,), (SIGNAL,), (DAMAGE,)))), "nobody listens any more"
-        for connection in self.worker.connections:
+        for connection in self.worker.connections.slots:
             if connection.state is FREE:
                 check_free(connection)
-        if self.worker.addresses:
-            self.check_addresses(self.worker.addresses)
+        if self.worker.acceptor.addresses:
+            self.check_addresses(self.worker.acceptor.addresses)
         if self.event[0] == "tick":
             self.check_door()
 
     def check_door(self):
         """Somebody is let in as long as there is room, or one who could make some; two ticks may be of one second."""
         worker, most = self.worker, self.limits.max_connections
-        room = worker.live < most or worker.live == most and any(
-            connection.state is IDLE and connection.plan is not None for connection in worker.connections)
-        shut = worker.stop_at is None and room and None in worker.listeners.values()
+        room = worker.connections.live < most or worker.connections.live == most and any(
+            connection.state is IDLE and connection.plan is not None for connection in worker.connections.slots)
+        shut = worker.clock.stop_at is None and room and None in worker.acceptor.listeners.values()
         self.shut_for = self.shut_for + 1 if shut else 0
         assert self.shut_for <= 2, "nobody is let in"
 
@@ -155,7 +153,7 @@ class Stepwise:
 
     def check_plans(self):
         """What is sent from a plan is of the plan that its connection keeps; and what nobody waits for is cancelled."""
-        connections = self.worker.connections
+        connections = self.worker.connections.slots
         cancels = {(entry.addr & 0xFFFFFFFF, entry.addr >> 32) for entry in self.entries
                    if entry.opcode == linux.OP_ASYNC_CANCEL}
         for operation in self.kernel.operations:
@@ -173,7 +171,7 @@ class Stepwise:
     def check_count(self):
         """Whoever has come is there, or has gone."""
         counts, closing = self.worker.counts, sum(entry.opcode == linux.OP_CLOSE for entry in self.entries)
-        assert counts.accepted - self.worker.live == self.kernel.counts["closed"] + closing
+        assert counts.accepted - self.worker.connections.live == self.kernel.counts["closed"] + closing
 
     def check_connection(self, connection, client):
         super().check_connection(connection, client)
@@ -181,15 +179,15 @@ class Stepwise:
         if state is LINGER:         # nothing is read any more but to be thrown away
             self.decide(client)
         elif state is not CLOSING:
-            client.state, client.parked = state, connection in self.worker.parked
+            client.state, client.parked = state, connection in self.worker.acceptor.parked
         self.check_time(connection, state)
 
     def check_time(self, connection, state):
         """No state lasts longer than its limit, however many bytes trickle in."""
         slot, now = connection.slot, self.clock.now
-        visit = connection.generation, HEAD if state is BODY else state, state in MOVING and self.kernel.begun[slot]
+        visit = connection.epoch, HEAD if state is BODY else state, state in MOVING and self.kernel.begun[slot]
         former, since = self.visits.get(slot, (None, now))
-        if visit != former or connection in self.worker.parked:
+        if visit != former or connection in self.worker.acceptor.parked:
             since = now
         self.visits[slot] = visit, since
         assert now - since <= self.bound(connection, state) + COARSE, f"{now - since} seconds in {state}"
@@ -198,9 +196,9 @@ class Stepwise:
         if state is CLOSING:
             return ENDS_WITHIN
         if state is LINGER:
-            return conn.LINGER_SECONDS
+            return clock_module.LINGER_SECONDS
         if state in MOVING:
-            return conn.SEND_GRACE + max(conn.SEND_SIZE, sealed.PIECE) // self.limits.min_rate
+            return clock_module.SEND_GRACE + max(plan_module.SEND_SIZE, transport.SEAL_SIZE) // self.limits.min_rate
         if state is IDLE and connection.plan is not None:
             return self.limits.keepalive_timeout
         return self.limits.header_timeout
@@ -217,21 +215,21 @@ class Stepwise:
     def check_addresses(self, addresses):
         """Each connection counts for the address of its client, and of none there are more than may be."""
         assert all(0 < held <= addresses.limit for held in addresses.held.values())
-        counted = Counter(connection.counted for connection in self.worker.connections if connection.counted)
+        counted = Counter(connection.address for connection in self.worker.connections.slots if connection.address)
         assert counted == addresses.held
         fresh = {self.kernel.passed if slot == self.kernel.passing else result
                  for user, slot, result, _ in self.unseen() if user[0] & ~SLOT == ACCEPT and result >= 0}
         for slot, client in self.kernel.sockets.items():
-            connection = self.worker.connections[slot]
+            connection = self.worker.connections.slots[slot]
             if slot not in fresh and connection.state not in (FREE, PREFACE, CLOSING):
-                assert connection.counted == network(self.trusted, client), "counted as somebody else"
+                assert connection.address == network(self.trusted, client), "counted as somebody else"
 
     def on_crowd(self, connection):
         """Somebody is turned away."""
         client = self.kernel.sockets[connection.slot]
-        addresses = self.worker.addresses
+        addresses = self.worker.acceptor.addresses
         assert addresses.held[network(self.trusted, client)] == addresses.limit, "turned away though there is room"
-        assert not connection.counted and not client.received
+        assert not connection.address and not client.received
         client.excuse = client.excuse or "crowded"
         self.kernel.counts["crowded"] += 1
         self.turn_away(connection)
@@ -248,7 +246,7 @@ class Stepwise:
         """Who makes room has been answered, or owes something, or does not take what it is given."""
         connection = self.victim(*now)
         if self.reclaiming and connection is not None and connection.state is not IDLE:
-            assert connection.state not in (FREE, CLOSING) and connection not in self.worker.parked
+            assert connection.state not in (FREE, CLOSING) and connection not in self.worker.acceptor.parked
             client = self.kernel.sockets[connection.slot]
             client.excuse = client.excuse or "reclaimed"
         return connection
@@ -259,10 +257,10 @@ class Stepwise:
         seen.schedules += 1
         seen.counts.update(self.kernel.counts)
         seen.counts.update({"strays": self.strays, "damage": self.damages})
-        if not self.at_once and not self.worker.live:
-            for connection in self.worker.connections:
+        if not self.at_once and not self.worker.connections.live:
+            for connection in self.worker.connections.slots:
                 check_free(connection)
-            assert not self.worker.addresses or not self.worker.addresses.held
+            assert not self.worker.acceptor.addresses or not self.worker.acceptor.addresses.held
 
 
 def network(trusted, client):
@@ -282,6 +280,6 @@ def is_of(operation, plan):
 
 def check_free(connection):
     """Nothing is left of who was there."""
-    assert connection.plan is connection.request is connection.body is connection.site is connection.tls is None
-    assert not (connection.pending or connection.head or connection.counted or connection.sent)
+    assert connection.plan is connection.request is connection.body is connection.site is connection.session is None
+    assert not (connection.pending or connection.head or connection.address or connection.sent)
     assert not (connection.receiving or connection.sending or connection.shutting)

@@ -88,7 +88,7 @@ LOGS = {style: formatter(style) for style in ("combined", "json")}
 def line_of(style, head, status=200, size=1024, address=b"192.0.2.1", now=1795634220):
     log = LOGS[style]
     log.set_date(now)
-    return log.who(address) + log.date + log.describe(head, status, size)
+    return log.client(address) + log.date + log.describe(head, status, size)
 
 
 def read(style, line):
@@ -530,7 +530,7 @@ def test_any_schedule(kind, monkeypatch):
 def test_a_real_file_and_a_real_pipe(make, files, kind, tmp_path):
     """What is at the address that is armed is what os.write would be given."""
     log = make("json", kind)
-    log.lines += (log.who(b"192.0.2.1"), log.date, log.describe(HEAD, 200, 5))
+    log.lines += (log.client(b"192.0.2.1"), log.date, log.describe(HEAD, 200, 5))
     log.flush()
     address, length, data = log.ring.armed
     assert os.write(files[kind], ctypes.string_at(address, length)) == length

@@ -10,7 +10,7 @@ import pytest
 from machine import connect, get, make_small, perform, seconds, settle, statuses
 
 import linux
-from state import FREE
+from connection import FREE
 
 PASSING = "ENOMEM", "EINTR", "EAGAIN", "ECANCELED"
 OF_A_SOCKET = *PASSING, "ECONNRESET", "EPIPE", "ETIMEDOUT", "ENOBUFS"
@@ -50,7 +50,7 @@ def goes_on(kernel, worker, kept):
     kept.incoming.append(get(b"/more"))
     yield from seconds(kernel, 3)
     assert (statuses(kept)[before:], statuses(newcomer)) == ([200], [200])
-    assert worker.stop_at is None and not worker.stale
+    assert worker.clock.stop_at is None and not worker.stale
 
 
 def reach(kernel, kind, code, client):
@@ -77,7 +77,7 @@ def test_p16_an_operation_of_a_connection_fails(clock, kind, error):
             yield from seconds(kernel, 4)
             assert client.closed
         if client.closed:
-            assert worker.connections[slot].state is FREE or kernel.sockets[slot] is not client
+            assert worker.connections.slots[slot].state is FREE or kernel.sockets[slot] is not client
         else:
             yield from goes_on(kernel, worker, client)
 

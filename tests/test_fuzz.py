@@ -18,11 +18,11 @@ import tls_targets
 
 import accesslog
 import archive
-import conn
 import http1
 import proxy
 import reply
 import tls
+import worker
 import tar
 
 ARCHIVES, FRAMING = ("tar", "links"), ("request", "body", "connection")
@@ -75,7 +75,7 @@ FAULTS = {
     "tar: tags of something else": ("tar", archive, "_read_batch",
                                     lambda fd, path, batch: [archive.Content(b'"x"', True)] * len(batch)),
     "links: a way out": ("links", tar, "_parent", lambda name: name.rpartition(b"/")[0]),
-    "connection: it goes on after the last": ("connection", conn.Worker, "is_last", lambda *_: False),
+    "connection: it goes on after the last": ("connection", worker.Plain, "is_last", lambda *_: False),
     "tls: records are not counted": ("tls", tls, "split_records", lambda data: (2, b"")),
     "hello: what was not read is left": ("hello", tls.Engine, "discard", lambda self: None),
 }

@@ -5,7 +5,7 @@ import time
 import pytest
 from support import FILES, Client, build_tar, noise, request
 
-from state import PACE, STALL
+from acceptor import PACE, STALL
 
 # Nothing else cuts a connection while one bound is tested.
 NO_HURRY = ("--header-timeout", "60", "--keepalive-timeout", "60")

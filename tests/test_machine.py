@@ -15,11 +15,12 @@ from machine import (
 )
 from simulated import SENDS
 
+import acceptor
+import clock as clock_module
+import connection as connection_module
 import linux
-import conn
-import door
-import life
-from state import HEAD, IDLE, PREFACE, RESPONSE, Limits
+import worker as worker_module
+from connection import HEAD, IDLE, PREFACE, RESPONSE, Limits
 
 SEEDS = int(os.environ.get("TARWEB_SEEDS", "250"))
 SCHEDULES = [int(os.environ["TARWEB_SEED"])] if "TARWEB_SEED" in os.environ else range(SEEDS)
@@ -49,10 +50,10 @@ def test_schedules_reach_what_they_are_for(small):
         world = World(seed, small)
         world.run()
         seen += world.kernel.counts
-        seen[world.worker.ring.__class__.__name__] += 1
+        seen[world.worker.engine.__class__.__name__] += 1
     states = [*((number, state) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-                for state in (IDLE, HEAD, RESPONSE)), (signal.SIGTERM, PREFACE), (life.AT_ONCE, RESPONSE),
-              (life.LOOK, RESPONSE)]
+                for state in (IDLE, HEAD, RESPONSE)), (signal.SIGTERM, PREFACE), (clock_module.END_NOW, RESPONSE),
+              (clock_module.LOOK_AGAIN, RESPONSE)]
     for what in (*REACHED, *REACHED_IN_THE_KERNEL, "Ring", "PolledRing",
                  *(f"{state} at signal {number}" for number, state in states),
                  *(f"answered {status}" for status in (100, 200, 204, 206, 308, 400, 404, 405, 408, 414, 431))):
@@ -72,11 +73,11 @@ def test_request_response_and_goodbye(clock):
         client = connect(kernel, get(b"/"))
         yield from settle(kernel)
         assert client.received.endswith(b"\r\n\r\n" + content(b"/"))
-        assert worker.live == 1
+        assert worker.connections.live == 1
         client.eof = True
         yield from settle(kernel)
         assert client.closed
-        assert worker.live == 0
+        assert worker.connections.live == 0
 
     assert not perform(script, clock)
 
@@ -97,7 +98,7 @@ def test_first_request_is_on_its_way_at_the_signal(clock, asks):
     def script(kernel, worker):
         silent = connect(kernel)
         yield from settle(kernel)
-        yield from seconds(kernel, life.FRESH + 1)
+        yield from seconds(kernel, clock_module.FRESH + 1)
         fresh = connect(kernel)
         yield from settle(kernel)
         yield from stop(kernel)
@@ -107,10 +108,10 @@ def test_first_request_is_on_its_way_at_the_signal(clock, asks):
             fresh.incoming.append(get(b"/"))
             yield from settle(kernel)
             assert statuses(fresh) == [200]
-        yield from seconds(kernel, life.FRESH + 1)
+        yield from seconds(kernel, clock_module.FRESH + 1)
 
     assert perform(script, clock)
-    assert clock.now <= 1000 + 2 * life.FRESH + (1 if asks else 2)
+    assert clock.now <= 1000 + 2 * clock_module.FRESH + (1 if asks else 2)
 
 
 @pytest.mark.parametrize("times", (1, 5))
@@ -142,7 +143,7 @@ def test_signal_to_end_at_once(clock, times):
         yield from settle(kernel)
         for _ in range(times):
             yield from stop(kernel)
-        assert worker.live == 1
+        assert worker.connections.live == 1
         yield from end_at_once(kernel)
 
     assert perform(script, clock)
@@ -155,7 +156,7 @@ def test_drain_has_an_end(clock):
         yield from settle(kernel)
         yield from stop(kernel)
         yield from seconds(kernel, 4)
-        assert worker.live == 1
+        assert worker.connections.live == 1
         yield from seconds(kernel, 3)
 
     assert perform(script, clock, Limits(drain=5))
@@ -188,7 +189,7 @@ def test_failed_send_ends_the_connection(clock, error, fields):
         [send] = kernel.in_flight(client.slot, SENDS)
         kernel.end(send, error)
         yield from settle(kernel)
-        assert client.closed, worker.connections[client.slot].state
+        assert client.closed, worker.connections.slots[client.slot].state
 
     perform(script, clock)
 
@@ -203,11 +204,11 @@ def test_parked_connections_are_served_when_there_is_room(clock):
         busy.incoming.append(get(b"/big"))      # but it comes to life again at the same moment
         parked = [connect(kernel, get(b"/"), listener=i) for i in (0, 1)]
         yield from settle(kernel)
-        assert len(worker.parked) == 2
+        assert len(worker.acceptor.parked) == 2
         busy.reset = True
         for client in parked:
             yield from seconds(kernel, 3)
-            assert statuses(client) == [200], (worker.live, worker.parked)
+            assert statuses(client) == [200], (worker.connections.live, worker.acceptor.parked)
             client.eof = True
             yield from settle(kernel)
             assert client.closed
@@ -237,7 +238,7 @@ def test_full_table_of_busy_connections_makes_others_wait(clock):
         yield from settle(kernel)
         waiting = connect(kernel, get(b"/"))
         yield from seconds(kernel, 2)
-        assert worker.live == 1
+        assert worker.connections.live == 1
         assert not waiting.received
         busy.room = 10_000
         busy.eof = True
@@ -250,7 +251,7 @@ def test_full_table_of_busy_connections_makes_others_wait(clock):
 def test_accept_goes_on_after_the_system_was_out_of_files(clock):
     def script(kernel, worker):
         yield from settle(kernel)
-        [accept] = kernel.in_flight(*worker.listeners, (linux.OP_ACCEPT,))
+        [accept] = kernel.in_flight(*worker.acceptor.listeners, (linux.OP_ACCEPT,))
         kernel.end(accept, errno.ENFILE)
         client = connect(kernel, get(b"/"))
         yield from settle(kernel)
@@ -288,8 +289,8 @@ def test_pipelining_without_reading_is_bounded(clock):
         for _ in range(200):
             client.incoming.append(get(b"/") * 20)
         yield from settle(kernel)
-        pending = len(worker.connections[client.slot].pending)
-        assert conn.MAX_PENDING < pending < conn.MAX_PENDING + 2 * 8 * 4096
+        pending = len(worker.connections.slots[client.slot].pending)
+        assert worker_module.MAX_PENDING < pending < worker_module.MAX_PENDING + 2 * 8 * 4096
         client.room = 10 ** 7
         yield from settle(kernel)
         assert statuses(client) == [200] * 4000
@@ -319,11 +320,11 @@ def test_reader_who_stops_is_cut_off(clock):
     def script(kernel, worker):
         client = connect(kernel, get(b"/big"), room=100)
         yield from settle(kernel)
-        yield from seconds(kernel, conn.SEND_GRACE)
+        yield from seconds(kernel, connection_module.SEND_GRACE)
         assert not client.closed
         yield from seconds(kernel, 5)
         assert client.closed
-        assert worker.live == 0
+        assert worker.connections.live == 0
 
     perform(script, clock)
 
@@ -354,7 +355,7 @@ def test_half_a_request_is_answered_when_its_time_is_over(clock, start):
         assert not client.received
         yield from seconds(kernel, 2)
         assert statuses(client) == [408]
-        yield from seconds(kernel, conn.LINGER_SECONDS + 2)
+        yield from seconds(kernel, clock_module.LINGER_SECONDS + 2)
         assert client.closed
 
     perform(script, clock, Limits(header_timeout=3))
@@ -362,13 +363,14 @@ def test_half_a_request_is_answered_when_its_time_is_over(clock, start):
 
 def test_accepts_are_single_near_the_limit(clock, monkeypatch):
     """A multishot accept that is not cancelled in time must not take more than there is room for."""
-    monkeypatch.setattr(door, "RESERVE", 3)
+    monkeypatch.setattr(acceptor, "RESERVE", 3)
 
     def script(kernel, worker):
         armed = []
         for _ in range(7):
             yield from settle(kernel)
-            armed.append([accept.multishot for accept in kernel.in_flight(*worker.listeners, (linux.OP_ACCEPT,))])
+            accepts = kernel.in_flight(*worker.acceptor.listeners, (linux.OP_ACCEPT,))
+            armed.append([accept.multishot for accept in accepts])
             connect(kernel)
         assert armed[:3] == [[True]] * 3
         assert armed[4:] == [[False]] * 2 + [[]]        # at 3, when just RESERVE are left, either will do
@@ -385,7 +387,7 @@ def test_parked_connection_is_dropped_at_the_signal(clock):
         busy.incoming.append(get(b"/big"))
         parked = connect(kernel, get(b"/"))
         yield from settle(kernel)
-        assert len(worker.parked) == 1
+        assert len(worker.acceptor.parked) == 1
         yield from stop(kernel)
         assert parked.closed
         assert not parked.received
@@ -397,34 +399,34 @@ def test_parked_connection_is_dropped_at_the_signal(clock):
 
 def test_each_connection_of_a_slot_has_its_generation(clock):
     def script(kernel, worker):
-        worker.connections[0].generation = door.GENERATIONS - 1
+        worker.connections.slots[0].epoch = connection_module.EPOCHS - 1
         seen = []
         for _ in range(3):
             client = connect(kernel, get(b"/"))
             yield from settle(kernel)
             assert statuses(client) == [200]
-            seen.append(worker.connections[0].generation)
+            seen.append(worker.connections.slots[0].epoch)
             client.eof = True
             yield from settle(kernel)
-        assert seen == [door.GENERATIONS, 0, 1]
+        assert seen == [connection_module.EPOCHS, 0, 1]
 
     perform(script, clock)
 
 
-@pytest.mark.parametrize("kind", (door.RECV, door.SEND))
+@pytest.mark.parametrize("kind", (connection_module.RECV, connection_module.SEND))
 def test_completion_of_a_former_connection_is_dropped(clock, kind):
     """It cannot come; if it does, it touches nothing but a counter, and its buffer is not lost."""
     def script(kernel, worker):
         client = connect(kernel)
         yield from settle(kernel)
         flags = linux.CQE_BUFFER | kernel.buffer(kernel.buffer_head)[2] << linux.CQE_BUFFER_SHIFT
-        if kind == door.RECV:
+        if kind == connection_module.RECV:
             kernel.buffer_head += 1
-        before = worker.ring.buffer_tail
-        kernel.post((kind | client.slot, 99), client.slot, 5, flags if kind == door.RECV else 0)
+        before = worker.engine.buffer_tail
+        kernel.post((kind | client.slot, 99), client.slot, 5, flags if kind == connection_module.RECV else 0)
         yield
         assert worker.stale == 1
-        assert worker.connections[client.slot].state is IDLE
-        assert worker.ring.buffer_tail - before == (kind == door.RECV)
+        assert worker.connections.slots[client.slot].state is IDLE
+        assert worker.engine.buffer_tail - before == (kind == connection_module.RECV)
 
     perform(script, clock)

@@ -13,13 +13,13 @@ from securemachine import Buffer, Caller, call, perform_secure
 from simulated import Datagram, Socket
 from test_machine_tls import credentials, each_version, engine, ended, in_kernel, in_userspace, way     # noqa: F401
 
+import clock as clock_module
+import connection as connection_module
 import linux
-import conn
-import life
-import sealed
+import transport
+from connection import CLOSING, FREE, IDLE, PREFACE, Limits
+from connection import HANDSHAKE as IN_HANDSHAKE
 from plan import WARM_SECONDS
-from state import CLOSING, FREE, IDLE, PREFACE, Limits
-from state import HANDSHAKE as IN_HANDSHAKE
 
 PROXY = b"10.0.0.1"
 TRUSTED = {"trusted": ["10.0.0.0/8"], "log": "combined"}
@@ -35,7 +35,7 @@ CLOSES = b"\r\nConnection: close\r\n"
 def clock(monkeypatch):
     for path, where in securemachine.LARGE.items():
         monkeypatch.setitem(FILES, path, where)
-    monkeypatch.setattr(sealed, "Buffer", Buffer)
+    monkeypatch.setattr(transport, "Buffer", Buffer)
     Buffer.alive.clear()
     return make_clock(monkeypatch)
 
@@ -67,7 +67,7 @@ def test_header_and_then_requests(clock, case, way_it_comes):
         assert statuses(client) == [200, 200]
         yield from seconds(kernel, 1)
         assert whos(kernel) == [who] * 2
-        assert worker.connections[client.slot].state is IDLE
+        assert worker.connections.slots[client.slot].state is IDLE
 
     perform(script, clock, **TRUSTED)
 
@@ -159,7 +159,7 @@ def test_going_within_the_header(clock, goes):
         setattr(client, goes, True)
         yield from settle(kernel)
         assert client.closed
-        assert worker.live == 0
+        assert worker.connections.live == 0
 
     perform(script, clock, **TRUSTED)
 
@@ -199,7 +199,7 @@ def fill(kernel, worker, **options):
     busy.incoming.append(get(b"/big"))
     parked = connect(kernel, **options)
     yield from settle(kernel)
-    assert len(worker.parked) == 1
+    assert len(worker.acceptor.parked) == 1
     return busy, parked
 
 
@@ -207,7 +207,7 @@ def test_parked_before_the_header(clock):
     """Nothing is read and no time runs until there is room."""
     def script(kernel, worker):
         busy, parked = yield from fill(kernel, worker, source=PROXY)
-        assert worker.connections[parked.slot].state is PREFACE
+        assert worker.connections.slots[parked.slot].state is PREFACE
         parked.incoming.append(V1 + get(b"/"))
         yield from seconds(kernel, 6)
         assert parked.incoming
@@ -249,7 +249,7 @@ def test_the_end_comes_though_no_request_does(clock, comes):
         assert client.closed
 
     assert perform(script, clock, Limits(header_timeout=4, drain=5), **TRUSTED)
-    assert clock.now <= 1000 + life.FRESH + 2
+    assert clock.now <= 1000 + clock_module.FRESH + 2
 
 
 # --- accepts that fail
@@ -372,7 +372,7 @@ def test_passed_as_it_should_not_be(clock, kind):
         assert wrong.closed == (kind != "nothing")
         assert not wrong.received
         assert statuses(right) == [200]
-        assert worker.counts.passed == worker.live == 1
+        assert worker.counts.passed == worker.connections.live == 1
 
     perform(script, clock, passing=True)
 
@@ -406,7 +406,7 @@ def test_passed_and_parked(clock):
         stream = get(b"/") + get(b"/one")
         parked = hand_over(kernel, stream[:-20], stream[-20:])
         yield from settle(kernel)
-        assert len(worker.parked) == 1
+        assert len(worker.acceptor.parked) == 1
         yield from seconds(kernel, 6)
         assert not parked.received
         busy.reset = True
@@ -426,7 +426,7 @@ def test_no_descriptor_left_for_what_is_passed(clock):
         yield from settle(kernel)
         assert kernel.counts["passed in vain"]
         assert not lost.received
-        assert worker.live == 2
+        assert worker.connections.live == 2
         kernel.slots = 4
         assert statuses(clients[0]) == []
         late = hand_over(kernel, get(b"/"))
@@ -445,7 +445,7 @@ def test_retire_while_idle(clock):
         yield from settle(kernel)
         yield from retire(kernel)
         assert not accepts(kernel, worker)
-        assert not worker.listeners
+        assert not worker.acceptor.listeners
         assert not client.closed
         assert not fresh.closed
         for waiting in (client, fresh):
@@ -539,7 +539,7 @@ def test_retire_during_the_handshake(clock, engine, version, asks):     # noqa: 
         client = call(kernel, version=version, hold=True)
         client.push()
         yield from settle(kernel)
-        assert worker.connections[client.slot].state is IN_HANDSHAKE
+        assert worker.connections.slots[client.slot].state is IN_HANDSHAKE
         yield from retire(kernel)
         if asks and version == "1.3":
             client.say(get(b"/"))
@@ -640,7 +640,7 @@ def test_drain_has_an_end_after_retiring(clock):
         yield from retire(kernel)
         yield from stop(kernel)
         yield from seconds(kernel, 4)
-        assert worker.live == 1
+        assert worker.connections.live == 1
         yield from seconds(kernel, 3)
 
     assert perform(script, clock, Limits(drain=5))
@@ -695,7 +695,7 @@ def test_a_connection_of_which_somebody_else_was_told_who_is_no_more(clock, pass
         clients = [connect(kernel, get(b"/")), *(hand_over(kernel, get(b"/")) for _ in range(passing))]
         yield from settle(kernel)
         assert not any(client.received for client in clients)
-        yield from tell(kernel, life.LOOK)
+        yield from tell(kernel, clock_module.LOOK_AGAIN)
         for accept in accepts(kernel, worker):
             assert accept.cancelled
             kernel.go_on(accept)
@@ -714,7 +714,7 @@ def test_a_full_table_leaves_others_to_others(clock):
         waiting = connect(kernel, get(b"/"))
         yield from settle(kernel)
         yield from retire(kernel)
-        assert not worker.listeners
+        assert not worker.acceptor.listeners
         busy.room = 10_000
         busy.incoming.append(get(b"/one"))
         yield from settle(kernel)
@@ -740,7 +740,7 @@ def test_leaving_comes_to_an_end_though_others_keep_coming(clock):
         yield from settle(kernel)
         kernel.on_enter = on_enter
         kernel.signals.append(signal.SIGUSR2)
-        while worker.listeners:
+        while worker.acceptor.listeners:
             kernel.go_on_all()
             yield
         kernel.on_enter = lambda waiting: None
@@ -887,18 +887,18 @@ def test_cold_pages_are_not_waited_for_longer_than_anything(clock, when, why):
             client.reset = True
             yield from settle(kernel)
         elif why == "time":
-            yield from seconds(kernel, conn.SEND_GRACE + 5)
+            yield from seconds(kernel, connection_module.SEND_GRACE + 5)
         else:
             yield from stop(kernel)
-            assert worker.live == 1
+            assert worker.connections.live == 1
             yield from end_at_once(kernel)
             return
         assert client.closed == (when == "waiting for room")
-        assert worker.connections[client.slot].state is (FREE if client.closed else CLOSING)
+        assert worker.connections.slots[client.slot].state is (FREE if client.closed else CLOSING)
         kernel.stuck = ()
         yield from settle(kernel)
         assert client.closed
-        assert worker.live == 0
+        assert worker.connections.live == 0
         if when != "being read":
             assert not client.received
 
@@ -1151,7 +1151,7 @@ def test_a_log_that_fails_at_the_end_holds_nobody_up(clock, after):
     assert len(kernel.log) == after
     begun = kernel.log.count(b"\n") + bool(after)
     assert worker.access_log.dropped == 3 - begun
-    assert clock.now <= 1000 + (life.LOG_GRACE + 1 if after else 1)
+    assert clock.now <= 1000 + (clock_module.LOG_GRACE + 1 if after else 1)
 
 
 @pytest.mark.parametrize("error", (errno.EAGAIN, errno.EINTR, None))
@@ -1159,7 +1159,7 @@ def test_a_log_that_takes_nothing_at_the_end_is_waited_for_a_while(clock, error)
     """None: the write does not end."""
     worker, kernel = failing_log(clock, error)
     assert not kernel.log
-    assert life.LOG_GRACE <= clock.now - 1000 <= life.LOG_GRACE + 2
+    assert clock_module.LOG_GRACE <= clock.now - 1000 <= clock_module.LOG_GRACE + 2
 
 
 @pytest.mark.parametrize("error", (errno.EAGAIN, errno.EINTR))

@@ -4,6 +4,7 @@ TARWEB_TLS_SEEDS=2000 runs more random schedules than usual; TARWEB_SEED=17 runs
 """
 
 import errno
+import logging
 import os
 import signal
 from collections import Counter
@@ -17,12 +18,12 @@ from simulated import SENDS, SOL_TCP, SOL_TLS, TCP_ULP, TLS_RX, TLS_TX
 from tlskeys import ALERT, APPLICATION_DATA, HANDSHAKE
 from tlsmemory import ALL_CIPHERS, ClientContext, TestEngine
 
+import clock as clock_module
 import linux
-import conn
-import life
-import sealed
-from state import FREE, IDLE, RESPONSE, Limits
-from state import HANDSHAKE as IN_HANDSHAKE
+import transport
+import worker as worker_module
+from connection import FREE, IDLE, RESPONSE, Limits
+from connection import HANDSHAKE as IN_HANDSHAKE
 
 SEEDS = int(os.environ.get("TARWEB_TLS_SEEDS", "120"))
 SCHEDULES = [int(os.environ["TARWEB_SEED"])] if "TARWEB_SEED" in os.environ else range(SEEDS)
@@ -39,7 +40,7 @@ def credentials(pairs):
 def files(monkeypatch):
     for path, where in securemachine.LARGE.items():
         monkeypatch.setitem(FILES, path, where)
-    monkeypatch.setattr(sealed, "Buffer", Buffer)
+    monkeypatch.setattr(transport, "Buffer", Buffer)
     Buffer.alive.clear()
 
 
@@ -56,7 +57,7 @@ def play(seeds, clock, engine):
         except BaseException:
             print(f"TARWEB_SEED={seed}")
             raise
-        seen += world.kernel.counts + Counter(counts(world.worker)) + Counter([type(world.worker.ring).__name__])
+        seen += world.kernel.counts + Counter(counts(world.worker)) + Counter([type(world.worker.engine).__name__])
     return seen
 
 
@@ -135,8 +136,8 @@ def served(way, **more):
 
 def ended(worker, *clients):
     """Whether nothing is left of them, in the worker or of their own."""
-    return (all(client.closed for client in clients) and worker.live == sum(
-        connection.state is not FREE for connection in worker.connections) == 0 and not worker.stale)
+    return (all(client.closed for client in clients) and worker.connections.live == sum(
+        connection.state is not FREE for connection in worker.connections.slots) == 0 and not worker.stale)
 
 
 def call_and_stop_short(kernel, version):
@@ -269,7 +270,7 @@ def test_handshake_in_userspace_makes_no_send_of_its_own_for_tickets(clock, in_u
     def script(kernel, worker):
         client = call(kernel)
         yield from settle(kernel)
-        assert worker.connections[client.slot].state is IDLE
+        assert worker.connections.slots[client.slot].state is IDLE
         before = len(client.wire)
         client.ask(get(b"/"))
         yield from settle(kernel)
@@ -536,12 +537,12 @@ def test_a_record_that_has_begun_is_received_to_its_end_and_no_further(clock, in
         client.say(get(b"/one") + get(b"/") * 3)
         client.push(size + cut)
         yield from settle(kernel)
-        assert worker.connections[client.slot].state is IN_HANDSHAKE
+        assert worker.connections.slots[client.slot].state is IN_HANDSHAKE
         client.ask(get(b"/one"), get(b"/one"))      # in one segment with what is missing
         yield from settle(kernel)
         assert statuses(client) == [200] * 7
         assert client.tx
-        assert worker.connections[client.slot].tls.sequences[1] == 2, "OpenSSL has had more than it needed"
+        assert worker.connections.slots[client.slot].session.sequences[1] == 2, "OpenSSL has had more than it needed"
         assert client.rx.sequence == 4
 
     perform_secure(script, clock, in_kernel)
@@ -901,12 +902,12 @@ def test_drain_during_the_handshake(clock, engine, way, version, asks):
         yield from settle(kernel)
         if version == "1.2" and asks:
             client.ask(get(b"/"))
-        yield from seconds(kernel, 0 if asks else life.FRESH + 1)
+        yield from seconds(kernel, 0 if asks else clock_module.FRESH + 1)
         yield from settle(kernel)
 
     clients = []
     assert perform_secure(script, clock, engine)
-    assert clock.now <= 1000 + (0 if asks else life.FRESH + 1)
+    assert clock.now <= 1000 + (0 if asks else clock_module.FRESH + 1)
     assert statuses(clients[0]) == [200] * asks
     assert clients[0].notified
     assert clients[0].closed
@@ -959,7 +960,7 @@ def park(kernel, worker):
     busy.ask(get(b"/large"))                # but it comes to life again at the same moment
     parked = call(kernel)
     yield from settle(kernel)
-    assert len(worker.parked) == 1
+    assert len(worker.acceptor.parked) == 1
     return busy, parked
 
 
@@ -1077,7 +1078,7 @@ def test_a_read_that_fails_cuts_the_response_off(clock, in_userspace, error):
         yield from settle(kernel)
         assert ended(worker, client)
         assert not client.notified
-        assert len(worker.large_buffers) == 1
+        assert len(worker.userspace.large_buffers) == 1
 
     perform_secure(script, clock, in_userspace)
 
@@ -1085,7 +1086,7 @@ def test_a_read_that_fails_cuts_the_response_off(clock, in_userspace, error):
 @each_version
 def test_truncated_archive(clock, in_userspace, version, monkeypatch):
     """What is lost is cut off, without close_notify; what is there is served on, and nothing falls over."""
-    monkeypatch.setattr(sealed, "PIECE", 6000)
+    monkeypatch.setattr(transport, "SEAL_SIZE", 6000)
 
     def script(kernel, worker):
         early, late, small = (call(kernel, version=version) for _ in range(3))
@@ -1114,7 +1115,7 @@ def test_truncated_archive(clock, in_userspace, version, monkeypatch):
 
 def test_plaintext_that_is_kept_is_bounded(clock, in_userspace, monkeypatch):
     """When it is too much, all of it goes, and is gathered anew."""
-    monkeypatch.setattr(sealed, "MEMO_PLAINTEXT", 2000)
+    monkeypatch.setattr(transport, "MEMO_PLAINTEXT", 2000)
 
     def script(kernel, worker):
         client = call(kernel)
@@ -1125,10 +1126,10 @@ def test_plaintext_that_is_kept_is_bounded(clock, in_userspace, monkeypatch):
                 yield from settle(kernel)
                 assert client.received.endswith(b"\r\n\r\n" + content(path))
                 kept = {plan for plan in worker.site.by_reply.values() if plan.plaintext}
-                assert kept == set(worker.gathered)
-                assert len(kept) == len(worker.gathered)
+                assert kept == set(worker.userspace.gathered)
+                assert len(kept) == len(worker.userspace.gathered)
                 size = sum(plan.total for plan in kept)
-                assert size == worker.gathered_size
+                assert size == worker.userspace.gathered_size
                 assert size <= 2000 or len(kept) == 1
 
     perform_secure(script, clock, in_userspace)
@@ -1152,7 +1153,7 @@ def test_date_of_what_is_kept_goes_on(clock, engine):
 
 def test_free_buffers_are_bounded(clock, in_userspace, monkeypatch):
     """Each connection that sends has one; afterwards so many are kept, and the others let go."""
-    monkeypatch.setattr(sealed, "FREE_BUFFERS", 3)
+    monkeypatch.setattr(transport, "FREE_BUFFERS", 3)
 
     def script(kernel, worker):
         clients = [call(kernel) for _ in range(20)]
@@ -1165,9 +1166,9 @@ def test_free_buffers_are_bounded(clock, in_userspace, monkeypatch):
         for client in clients:
             client.room = 10 ** 6
         yield from settle(kernel)
-        assert len(worker.small_buffers) == len(worker.large_buffers) == 3
-        assert set(Buffer.alive) == {*worker.small_buffers, *worker.large_buffers}
-        assert all(connection.tls.buffer is None for connection in worker.connections if connection.tls)
+        assert len(worker.userspace.small_buffers) == len(worker.userspace.large_buffers) == 3
+        assert set(Buffer.alive) == {*worker.userspace.small_buffers, *worker.userspace.large_buffers}
+        assert all(connection.session.buffer is None for connection in worker.connections.slots if connection.session)
 
     perform_secure(script, clock, in_userspace)
 
@@ -1193,7 +1194,7 @@ def test_buffers_come_back_from_what_is_cut_off(clock, in_userspace, end):
                 client.room = 10 ** 6
             yield from settle(kernel)
         assert ended(worker, *clients)
-        assert set(Buffer.alive) == {*worker.small_buffers, *worker.large_buffers}
+        assert set(Buffer.alive) == {*worker.userspace.small_buffers, *worker.userspace.large_buffers}
 
     perform_secure(script, clock, in_userspace)
 
@@ -1213,7 +1214,31 @@ def test_cancelled_load(clock, in_userspace):
         assert load.cancelled
         yield from settle(kernel)
         assert ended(worker, client)
-        assert len(worker.large_buffers) == 1
+        assert len(worker.userspace.large_buffers) == 1
+
+    perform_secure(script, clock, in_userspace)
+
+
+def test_p10_a_connection_that_the_kernel_does_not_let_go_of_is_logged_and_counted(clock, in_userspace, caplog,
+                                                                                   monkeypatch):
+    """A read of the archive that does not end although it is cancelled, as on a disk that no longer answers."""
+    monkeypatch.setattr(logging.getLogger("tarweb"), "disabled", False)
+
+    def script(kernel, worker):
+        client = call(kernel)
+        yield from settle(kernel)
+        client.ask(get(b"/large"))
+        load = yield from until_loading(kernel, client)
+        client.reset = True
+        [receive] = kernel.in_flight(client.slot, (linux.OP_RECV,))
+        kernel.go_on(receive)
+        kernel.operations.remove(load)
+        yield from seconds(kernel, 20)
+        assert worker.counts.stuck == 1 and not client.closed
+        assert caplog.text.count("cannot be closed") == 1
+        kernel.operations.append(load)
+        yield from seconds(kernel, 2)
+        assert worker.counts.stuck == 0 and ended(worker, client)
 
     perform_secure(script, clock, in_userspace)
 
@@ -1228,8 +1253,8 @@ def test_pipelining_without_reading_is_bounded(clock, engine):
         while client.unsent:
             client.push(4096)
         yield from settle(kernel)
-        pending = len(worker.connections[client.slot].pending)
-        assert conn.MAX_PENDING < pending < conn.MAX_PENDING + 2 * 8 * 4096 + tlskeys.LARGEST
+        pending = len(worker.connections.slots[client.slot].pending)
+        assert worker_module.MAX_PENDING < pending < worker_module.MAX_PENDING + 2 * 8 * 4096 + tlskeys.LARGEST
         client.room = 10 ** 7
         yield from settle(kernel)
         assert statuses(client) == [200] * 4000

@@ -9,15 +9,16 @@ import pytest
 from model import Model
 from tlsmemory import TestEngine
 
-import conn
-import door
-import life
-import sealed
-import state
+import acceptor
+import clock
+import transport
 import uring
-from conn import Worker
+import worker
+from acceptor import Acceptor
+from clock import Clock
+from connection import HEAD, LINGER, SEND, SHUTDOWN, SLOT, Connections
 from plan import Memo
-from state import HEAD, LINGER
+from worker import Http1, Plain, Worker
 
 STEPS = 24_000          # enough for every row of the table and every kind of trouble
 ENOUGH = 200            # schedules in which a planted fault has to show
@@ -69,19 +70,19 @@ def a_slot_closed_during_a_shutdown(patch):
         connection.shutting = False
         original(self, connection)
 
-    original = Worker.free_if_ended
-    patch(Worker, "free_if_ended", free_if_ended)
+    original = Connections.free_if_ended
+    patch(Connections, "free_if_ended", free_if_ended)
 
 
 @fault
 def a_receive_never_cancelled(patch):
-    patch(Worker, "cancel_receive", lambda self, connection: None)
+    patch(Connections, "cancel_receive", lambda self, connection: None)
 
 
 @fault
 def a_send_never_cancelled(patch):
     def arm_cancel(self, tag, target, epoch):
-        if target & ~door.SLOT != door.SEND:
+        if target & ~SLOT != SEND:
             original(self, tag, target, epoch)
 
     original = uring.Ring.arm_cancel
@@ -95,24 +96,29 @@ def a_buffer_lost_with_a_late_completion(patch):
 
 @fault
 def a_late_completion_acted_on(patch):
-    patch(Worker, "on_shutdown", lambda self, connection, generation: (
-        setattr(connection, "shutting", False), self.go_on(connection)))
+    def dispatch(self, operation, slot, epoch, result, flags):
+        if operation == SHUTDOWN:
+            epoch = self.connections.slots[slot].epoch
+        original(self, operation, slot, epoch, result, flags)
+
+    original = Worker.dispatch
+    patch(Worker, "dispatch", dispatch)
 
 
 @fault
 def a_second_send_at_once(patch):
-    patch(Worker, "send_piece", after(Worker.send_piece, lambda self, connection, plan: self.ring.arm_sendmsg(
-        door.SEND | connection.slot, connection.generation, connection.slot, plan.address)))
+    patch(Plain, "send", after(Plain.send, lambda self, connection, plan: self.engine.arm_sendmsg(
+        SEND | connection.slot, connection.epoch, connection.slot, plan.address)))
 
 
 @fault
 def a_plan_let_go_while_it_is_sent(patch):
     def end(self, connection, **more):
-        connection.plan = connection.plan and self.site.refuse(404, "")
+        connection.plan = connection.plan and connection.site.refuse(404, "")
         original(self, connection, **more)
 
-    original = Worker.end
-    patch(Worker, "end", end)
+    original = Connections.end
+    patch(Connections, "end", end)
 
 
 @fault
@@ -129,12 +135,12 @@ def a_response_for_another_request(patch):
 
 @fault
 def a_request_lost_behind_another(patch):
-    def on_response_end(self, connection, plan):
+    def on_sent(self, connection, plan):
         connection.pending = b""
         original(self, connection, plan)
 
-    original = Worker.on_response_end
-    patch(Worker, "on_response_end", on_response_end)
+    original = Http1.on_sent
+    patch(Http1, "on_sent", on_sent)
 
 
 @fault
@@ -142,33 +148,33 @@ def a_short_send_taken_for_a_byte_more(patch):
     def on_sent(self, connection, result):
         original(self, connection, result + (0 < result < connection.plan.total - connection.sent - 1))
 
-    original = Worker.on_sent
-    patch(Worker, "on_sent", on_sent)
+    original = Plain.on_sent
+    patch(Plain, "on_sent", on_sent)
 
 
 @fault
 def no_end_to_waiting_for_a_head(patch):
-    original = Worker.patience
-    patch(Worker, "patience", lambda self, connection: (
-        life.NEVER if connection.state is HEAD else original(self, connection)))
+    original = Clock.patience
+    patch(Clock, "patience", lambda self, connection: (
+        clock.NEVER if connection.state is HEAD else original(self, connection)))
 
 
 @fault
 def no_end_to_lingering(patch):
-    original = Worker.patience
-    patch(Worker, "patience", lambda self, connection: (
-        life.NEVER if connection.state is LINGER else original(self, connection)))
+    original = Clock.patience
+    patch(Clock, "patience", lambda self, connection: (
+        clock.NEVER if connection.state is LINGER else original(self, connection)))
 
 
 @fault
 def a_trickle_counted_as_progress(patch):
-    patch(Worker, "on_data", after(Worker.on_data, lambda self, connection, data, flags: (
-        connection.state is HEAD and setattr(connection, "since", self.now))))
+    patch(Http1, "on_data", after(Http1.on_data, lambda self, connection, data: (
+        connection.state is HEAD and setattr(connection, "since", self.connections.tick))))
 
 
 @fault
 def no_buffers_taken_for_the_end(patch):
-    patch(conn, "PASSING", (errno.ECANCELED, errno.EINTR, errno.EAGAIN))
+    patch(worker, "INTERRUPTED", (errno.ECANCELED, errno.EINTR, errno.EAGAIN))
 
 
 @fault
@@ -177,13 +183,13 @@ def a_failed_accept_never_tried_again(patch):
         if not self.counts.accept_errors:
             original(self)
 
-    original = Worker.watch_listeners
-    patch(Worker, "watch_listeners", watch_listeners)
+    original = Acceptor.watch_listeners
+    patch(Acceptor, "watch_listeners", watch_listeners)
 
 
 @fault
 def damage_looked_for_once(patch):
-    patch(Worker, "on_damage", lambda self: self.damage[1]())
+    patch(Clock, "on_damage", lambda self, *_: self.damage[1]())
 
 
 @fault
@@ -195,23 +201,23 @@ def an_address_with_one_too_many(patch):
         finally:
             self.limit -= 1
 
-    original = state.Addresses.admit
-    patch(state.Addresses, "admit", admit)
+    original = acceptor.Addresses.admit
+    patch(acceptor.Addresses, "admit", admit)
 
 
 @fault
 def an_address_never_released(patch):
-    patch(state.Addresses, "release", lambda self, connection: None)
+    patch(acceptor.Addresses, "release", lambda self, connection: None)
 
 
 @fault
 def who_waits_for_room_forgotten(patch):
-    def on_room(self):
+    def on_freed(self, connection):
         del self.parked[:1]
-        original(self)
+        original(self, connection)
 
-    original = Worker.on_room
-    patch(Worker, "on_room", on_room)
+    original = Acceptor.on_freed
+    patch(Acceptor, "on_freed", on_freed)
 
 
 @fault
@@ -223,8 +229,8 @@ def no_entering_after_a_full_queue(patch):
 
 @fault
 def a_buffer_for_openssl_given_back_twice(patch):
-    patch(sealed.SealedWorker, "put_back", after(
-        sealed.SealedWorker.put_back, lambda self, session: self.small_buffers.extend(self.small_buffers[-1:])))
+    patch(transport.UserspaceTls, "put_back", after(
+        transport.UserspaceTls.put_back, lambda self, session: self.small_buffers.extend(self.small_buffers[-1:])))
 
 
 @pytest.mark.parametrize("plant", FAULTS)

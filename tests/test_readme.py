@@ -6,15 +6,16 @@ import sys
 from support import ROOT
 
 import accesslog
-import conn
+import acceptor
+import connection
 import counters
 import credentials
 import http1
 import linux
 import plan
 import reply
-import sealed
-import state
+import transport
+import worker
 
 sys.path.insert(0, str(ROOT / "bench"))
 
@@ -37,6 +38,10 @@ def test_metrics_are_those_of_the_status_listener():
     assert readme.metrics_block() in TEXT, "run bench/readme.py"
 
 
+def test_the_diagram_of_states_is_that_of_the_table():
+    assert readme.states_block() in (ROOT / "docs/DESIGN.md").read_text(), "run bench/readme.py"
+
+
 def test_every_module_has_its_place_in_the_reading_order():
     order = TEXT.partition("### Reading order")[2].partition("Arrows")[0]
     assert set(re.findall(r"`(\w+\.py)`", order)) == {path.name for path in ROOT.glob("*.py")}
@@ -51,13 +56,14 @@ def test_links_lead_somewhere():
 def test_limits_are_those_of_the_code():
     kib, mib = 1 << 10, 1 << 20
     for said in (f"| {http1.MAX_LINE // kib} KiB, {http1.MAX_HEAD // kib} KiB |", f"| {http1.MAX_BODY // kib} KiB |",
-                 f"pieces of {plan.SEND_SIZE // kib} KiB, after {conn.SEND_GRACE} s of grace",
-                 f"counts after {state.OWING} s", f"taken {state.PACE // kib} KiB of a response within {state.STALL} s",
-                 f"| {conn.MAX_PENDING // kib} KiB for each connection |",
+                 f"pieces of {plan.SEND_SIZE // kib} KiB, after {connection.SEND_GRACE} s of grace",
+                 f"counts after {acceptor.OWING} s",
+                 f"taken {acceptor.PACE // kib} KiB of a response within {acceptor.STALL} s",
+                 f"| {worker.MAX_PENDING // kib} KiB for each connection |",
                  f"| {linux.UNSENT // kib} KiB in the kernel",
                  f"| {reply.MAX_RANGES} asked, {reply.MAX_PARTS} sent |",
-                 f"a buffer of {-(-sealed.LARGE_BUFFER // kib)} KiB for each connection |",
-                 f"| {sealed.MEMO_PLAINTEXT // mib} MiB, for each worker |",
+                 f"a buffer of {-(-transport.LARGE_BUFFER // kib)} KiB for each connection |",
+                 f"| {transport.MEMO_PLAINTEXT // mib} MiB, for each worker |",
                  f"| {plan.COLD_SEND_SIZE // kib} KiB |", f"| {accesslog.MAX_WAITING // mib} MiB, for each worker |",
                  f"| {counters.ROWS} | no further reload |",
                  f"every\n  {credentials.TICKET_PERIOD // 3600} hours",

@@ -1,10 +1,10 @@
-"""Whose turn it is to make room for another, where all connections are taken (state.Eviction)."""
+"""Whose turn it is to make room for another, where all connections are taken (acceptor.Eviction)."""
 
 import pytest
 
-from state import (
-    BODY, CLOSING, FREE, HANDSHAKE, HEAD, IDLE, INTERIM, OWING, PACE, PREFACE, RESPONSE, SEND_GRACE, STALL, Connection,
-    Eviction,
+from acceptor import OWING, PACE, STALL, Eviction
+from connection import (
+    BODY, CLOSING, FREE, HANDSHAKE, HEAD, IDLE, INTERIM, PREFACE, RESPONSE, SEND_GRACE, Connection,
 )
 
 

@@ -478,7 +478,8 @@ def test_connections_by_state(begin, tmp_path):
         connect()                                               # has not said anything
         status.wait_for({("connections", f"state={state}"): number for state, number in {
             "handshake": 0, "idle": 4, "reading": 2, "sending": 2, "closing": 1, "waiting": 0}.items()})
-    status.wait_for({("connections", f"state={state}"): 0 for state in GAUGES}
+    status.wait_for({("connections_stuck",): 0}
+                    | {("connections", f"state={state}"): 0 for state in GAUGES if state != "stuck"}
                     | {("connections_accepted_total",): 9})
 
 

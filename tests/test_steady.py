@@ -14,12 +14,12 @@ pytestmark = pytest.mark.skipif(not (shutil.which("wrk") and shutil.which("strac
 COUNTING = """
 import os, sys
 sys.path.insert(0, sys.argv.pop(1))
-import conn, tarweb
-tick = conn.Worker.on_tick
-def counted(worker):
-    tick(worker)
+import clock, tarweb
+tick = clock.Clock.on_tick
+def counted(*arguments):
+    tick(*arguments)
     os.write(1, b"%d\\n" % sys.getallocatedblocks())
-conn.Worker.on_tick = counted
+clock.Clock.on_tick = counted
 sys.exit(tarweb.main())
 """
 BLOCKS = 50     # what a sample may differ by: objects of the moment

@@ -1,31 +1,31 @@
 """io_uring from Python: one ring and its receive buffers, the engine that a worker runs on.
 
-Nothing here knows about HTTP. The caller arms operations and takes completions; all but one system call for each
-batch is reads and writes of memory that the ring shares with the kernel. The system calls go through liburing where it
-is installed, else through libc's syscall().
+Nothing here knows about HTTP. The caller arms operations and takes completions: one system call for each batch, and
+otherwise reads and writes of memory that the ring shares with the kernel. The calls go through liburing where it is
+installed, else through libc's syscall().
 
-The contract: what the rest of tarweb uses of an engine, and all that another one would have to provide
-  * Each `arm_*` hands over one operation. It ends in one completion, a multishot one in several, of which all but the
-    last have CQE_MORE; one armed with CQE_SKIP_SUCCESS completes only where it fails. What is armed with LINK is done
-    before what is armed next, and that only where it succeeded.
-  * `write` is how they do that, and takes what SQE.pack_into takes (in the ring, it is that function):
+The contract: what the rest of tarweb uses of an engine, and all that another engine would have to provide
+  * Each `arm_*` arms one operation. It ends with one completion; a multishot one has several, of which all but the
+    last have CQE_MORE. What is armed with CQE_SKIP_SUCCESS completes only if it fails. What is armed with LINK is done
+    before what is armed next; if it fails, what is linked behind it is not done.
+  * `write` is what they arm with, and takes what SQE.pack_into takes (in the ring it is that function):
     engine.write(engine.queue, place, opcode, flags, ioprio, fd, off, addr, length, op_flags, tag, epoch).
-    The place is `place()`; a loop that cannot spare that call does the same by hand: where `tail` is `room` it calls
-    `flush()`, it writes at (tail & `mask`) << 6, and it adds 1 to `tail`.
-  * `tail` counts what has been armed, without end; the first `submitted` of these have been handed to the kernel, which
-    has its own copy of them and of the msghdr, iovecs and timespec that they point at. The bytes of a receive or a send
-    have to stay until it has completed.
-  * `flush(count)` makes room for so many entries, so flush(`entries`) hands over all; `reserve(count)` has the next
-    `count`, at most `entries`, handed over together, as links need it.
-  * `wait()` hands over what is armed, sleeps until something completes, and gives completions in their order: (tag,
-    epoch, result, flags), where tag and epoch (32 bits each) are those that were armed, and the result is that of the
-    system call or -errno. It gives none where a signal came first. Each is dealt with, and its buffer given back,
-    before the next is looked at.
-  * What is received lies in one of `buffer_count` buffers of `buffer_size` bytes: where a completion has CQE_BUFFER,
-    the flags above CQE_BUFFER_SHIFT are its number i, and its bytes begin at i * buffer_size in `pool`, which is at
-    `buffer_address(i)`. `give_back(i)` lets it be filled again. Where `buffer_order` has i at place `buffer_tail` &
-    `buffer_mask`, nothing but to add 1 to buffer_tail needs to be done.
-  * `overflows`: how many completions the kernel has lost. `close()` lets go of an engine that has nothing in flight.
+    The place comes from `place()`. The loop saves that call and does the same: when `tail` equals `room`, it calls
+    `flush()`; it writes at (tail & `mask`) << 6, and adds 1 to tail.
+  * `tail` counts all entries armed so far, and `submitted` how many of them the kernel has consumed: it has copied
+    these, and the msghdr to send, iovecs or timespec that they point at. The bytes to send, options to set and all
+    memory to receive into (that msghdr, too) have to stay until the operation has completed.
+  * `flush(count)` makes room for so many entries: flush(engine.entries) submits all there are. `reserve(count)` has the
+    next so many, at most `entries`, submitted together, which linked ones have to be.
+  * `wait()` submits what is armed, sleeps until something has completed, and gives the completions in their order:
+    (tag, epoch, result, flags). Tag and epoch, 32 bits each, are those armed; the result is the system call's, or
+    -errno. There are none if a signal came first. The caller deals with each completion, and gives its buffer back,
+    before it takes the next.
+  * Received bytes are in one of `buffer_count` buffers of `buffer_size` bytes each. If a completion has CQE_BUFFER, its
+    flags >> CQE_BUFFER_SHIFT are the buffer's number i: the bytes begin at i * buffer_size in `pool`, which is at the
+    address `buffer_address(i)`. `give_back(i)` lets the buffer be used again. The loop saves that call too: where
+    `buffer_order` has i at place `buffer_tail` & `buffer_mask`, it only has to add 1 to buffer_tail.
+  * `overflows` counts completions that the kernel has lost. `close()` releases an engine with nothing in flight.
 
 Memory order, the facts
   * Ring (DEFER_TASKRUN): completions are posted, and receive buffers taken, by our own task inside

@@ -1,10 +1,18 @@
-"""The architecture, held by a test: which module may import which, who touches C, and how long things may get."""
+"""The architecture, held by a test: which module may import which, which touch C, what is used of an engine, and how
+long things may get."""
 
 import ast
+import ctypes
+import importlib
+import re
 import sys
+from types import ModuleType
 
 import pytest
 from support import ROOT
+
+import openssl
+import uring
 
 MAY_IMPORT = {  # arrows run one way
     "http1": set(),
@@ -39,7 +47,12 @@ MAY_IMPORT = {  # arrows run one way
     "tarweb": {"counters", "credentials", "generation", "ktls", "listeners", "tar", "openssl", "options",
                "sandbox", "supervisor", "uring", "workers"},
 }
-MAY_USE_CTYPES = {"linux", "uring", "openssl", "credentials", "ktls", "tls"}  # the modules that bind C
+BIND_C = {"linux", "uring", "openssl", "credentials", "ktls", "tls"}    # these have ctypes, and call what they like
+# What others call of C by way of these six: OpenSSL's functions, and such of ours as do what they are told with any
+# address. (One that does one thing only, as linux.map_file, is a call of linux.py's own.)
+LENT = {"linux": {"libc_call", "pointer", "copy"}, "uring": {"Liburing", "Libc", "load_calls"}}
+CALL_C = {"sandbox": {"libc_call"}, "transport": {"pointer", "copy", "BIO_read", "BIO_write", "SSL_read", "SSL_write"}}
+ENGINE = "engine"       # what engines are called where they are used
 LONGEST_FUNCTION = 60
 LOOP, LONGEST_LOOP = ("worker", "run"), 70 # the way of nearly every request is written out in it, on one screen still
 LONGEST_MODULE = 700
@@ -75,9 +88,74 @@ def test_nothing_but_the_standard_library(name):
     assert imports(name) - set(MODULES) <= sys.stdlib_module_names
 
 
+# --- who touches C
+
+C_OBJECT = ctypes.c_int.__mro__[-2]         # what all of ctypes' objects are, functions included; libraries are CDLL
+OPENSSL = {*openssl.CRYPTO, *openssl.SSL, *(function for functions in openssl.HOT for function in functions)}
+
+
+def nodes(name, kind):
+    return [node for node in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(node, kind)]
+
+
+def borrowed(name):
+    """What a module has of our other modules, as (module, name): imported from there, or named by way of it."""
+    modules = {alias.asname or alias.name: alias.name for node in nodes(name, ast.Import) for alias in node.names}
+    return {(node.module, alias.name) for node in nodes(name, ast.ImportFrom) for alias in node.names} | {
+        (modules[node.value.id], node.attr) for node in nodes(name, ast.Attribute)
+        if isinstance(node.value, ast.Name) and node.value.id in modules}
+
+
+def touches_c(module, name):
+    """Whether this is an object of ctypes, or a way to one: another module, or what LENT has."""
+    value = getattr(importlib.import_module(module), name)
+    kind = value if isinstance(value, type) else type(value)
+    return name in LENT.get(module, ()) or issubclass(kind, C_OBJECT | ctypes.CDLL | ModuleType)
+
+
 @each_module
 def test_only_the_bindings_touch_c(name):
-    assert "ctypes" not in imports(name) or name in MAY_USE_CTYPES
+    """Nor does anything else by way of them, but what CALL_C has: neither ctypes' objects, nor OpenSSL's functions."""
+    if name not in BIND_C:
+        assert "ctypes" not in imports(name)
+        found = {lent for module, lent in borrowed(name) if module in MODULES and touches_c(module, lent)}
+        found |= OPENSSL.intersection(node.attr for node in nodes(name, ast.Attribute))
+        assert found == CALL_C.get(name, set())
+
+
+@pytest.mark.parametrize("source", ("import linux as l; l.libc.mlock(0, 1)", "import linux; linux.SOCKADDR.raw",
+                                    "from openssl import c_void_p", "from linux import libc_call",
+                                    "from linux import libc", "import openssl; openssl.ctypes",
+                                    "import sites, linux; linux.ctypes.memmove(1, 2, 3)",
+                                    "openssl.SSL_read(ssl, 0, 1)", "import ctypes", "from ctypes import memmove",
+                                    "from uring import load_calls"))
+def test_a_touch_of_c_is_found(source, monkeypatch, tmp_path):
+    (tmp_path / "media.py").write_text(source)
+    monkeypatch.setitem(MODULES, "media", tmp_path / "media.py")
+    with pytest.raises(AssertionError):
+        test_only_the_bindings_touch_c("media")
+
+
+# --- engines
+
+def used_of_an_engine(name):
+    return {node.attr for node in nodes(name, ast.Attribute)
+            if getattr(node.value, "id", getattr(node.value, "attr", None)) == ENGINE}
+
+
+def test_nothing_is_used_of_an_engine_but_its_contract():
+    """Which is what the docstring of uring.py names."""
+    text = uring.__doc__.partition("The contract")[2].partition("Memory order")[0]
+    contract = set(re.findall(r"(?:`|engine\.)(\w+)", text))
+    used = set().union(*(used_of_an_engine(name) for name in MODULES if name != "uring"))
+    assert {"wait", "write", "arm_sendmsg"} <= used, "engines are called something else by now"
+    assert {name for name in used if not name.startswith("arm_")} <= contract
+    ring = uring.Ring(8, entries=8, buffers=1)
+    assert not [name for name in used | contract - {"arm_"} if not hasattr(ring, name)]
+    ring.close()
+
+
+# --- how long things get
 
 
 def test_no_inheritance_deeper_than_two():

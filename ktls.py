@@ -20,6 +20,7 @@ import os
 import platform
 import socket
 import struct
+from collections import namedtuple
 
 import linux
 from openssl import TLS1_2, TLS1_3, wipe
@@ -29,12 +30,14 @@ SOL_TCP, TCP_ULP, SOL_TLS, TLS_TX, TLS_RX = 6, 31, 282, 1, 2
 ATTACH, SEND_KEYS, RECEIVE_KEYS = (SOL_TCP, TCP_ULP), (SOL_TLS, TLS_TX), (SOL_TLS, TLS_RX)
 ULP = b"tls"
 AES_GCM_128, AES_GCM_256, CHACHA20_POLY1305 = 51, 52, 54
-NAMES = {AES_GCM_128: "AES-128-GCM", AES_GCM_256: "AES-256-GCM", CHACHA20_POLY1305: "ChaCha20-Poly1305"}
-MODULES = {AES_GCM_128: "gcm", AES_GCM_256: "gcm", CHACHA20_POLY1305: "chacha20poly1305"}
-KEY_SIZE = {AES_GCM_128: 16, AES_GCM_256: 32, CHACHA20_POLY1305: 32}
-# struct tls12_crypto_info_*: version, cipher, then as many bytes of iv, key, salt and record sequence number.
+# struct tls12_crypto_info_*: version, cipher; IV, key and salt, whose sizes Cipher has; record sequence number
 INFO = struct.Struct("=HH")
-SHAPES = {AES_GCM_128: (8, 16, 4, 8), AES_GCM_256: (8, 32, 4, 8), CHACHA20_POLY1305: (12, 32, 0, 8)}
+Cipher = namedtuple("Cipher", "name module iv_size key_size salt_size")
+CIPHERS = {
+    AES_GCM_128: Cipher("AES-128-GCM", "gcm", 8, 16, 4), AES_GCM_256: Cipher("AES-256-GCM", "gcm", 8, 32, 4),
+    CHACHA20_POLY1305: Cipher("ChaCha20-Poly1305", "chacha20poly1305", 12, 32, 0),
+}
+SEQUENCE_SIZE = 8
 INFO_SIZE = 56              # of the largest
 
 # Cipher suites (their numbers in TLS) -> kernel's cipher, hash function. TLS 1.3, then ECDHE for ECDSA and RSA.
@@ -70,7 +73,7 @@ class KeySchedule:
         `secret` (RFC 8446 section 7.3)."""
         cipher, digest = SUITES[suite]
         key, iv = self.at + self.BLOCK, self.at + self.BLOCK + 64
-        self.expand_label(digest, secret, b"key", KEY_SIZE[cipher], key)
+        self.expand_label(digest, secret, b"key", CIPHERS[cipher].key_size, key)
         self.expand_label(digest, secret, b"iv", 12, iv)
         write_info(info, TLS1_3, cipher, key, iv, sequence)
 
@@ -86,7 +89,7 @@ class KeySchedule:
         """
         cipher, digest = SUITES[suite]
         self.pseudo_random(digest, master, b"key expansion" + randoms)
-        key_size, iv_size = KEY_SIZE[cipher], 12 if cipher == CHACHA20_POLY1305 else 4
+        key_size, iv_size = CIPHERS[cipher].key_size, 12 if cipher == CHACHA20_POLY1305 else 4
         block, nonce = self.at + self.BLOCK, self.at + self.ITERATION
         for info, which, sequence in ((receive_info, 0, sequences[1]), (send_info, 1, sequences[0])):
             ctypes.memmove(nonce + 4, sequence.to_bytes(8, "big"), 8)       # what AES-GCM's nonce goes on with
@@ -114,17 +117,17 @@ def write_info(info, version, cipher, key, iv, sequence):
 
     What AES-GCM calls salt is the front of the IV; its `iv` is the rest.
     """
-    iv_size, key_size, salt_size, _ = SHAPES[cipher]
+    _, _, iv_size, key_size, salt_size = CIPHERS[cipher]
     ctypes.memmove(info, INFO.pack(version, cipher), INFO.size)
     at = info + INFO.size
     for source, size in ((iv + salt_size, iv_size), (key, key_size), (iv, salt_size)):
         ctypes.memmove(at, source, size)
         at += size
-    ctypes.memmove(at, sequence.to_bytes(8, "big"), 8)
+    ctypes.memmove(at, sequence.to_bytes(SEQUENCE_SIZE, "big"), SEQUENCE_SIZE)
 
 
 def info_size(cipher):
-    return INFO.size + sum(SHAPES[cipher])
+    return INFO.size + sum(CIPHERS[cipher][2:]) + SEQUENCE_SIZE
 
 
 # --- records that are no application data
@@ -164,7 +167,7 @@ def probe(use_liburing):
     except OSError as error:
         return frozenset(), f"a ring to try it with cannot be set up: {error.strerror}"
     try:
-        refused = {cipher: try_cipher(ring, cipher) for cipher in SHAPES}
+        refused = {cipher: try_cipher(ring, cipher) for cipher in CIPHERS}
     except OSError as error:
         return frozenset(), f"it cannot be tried on a connection to 127.0.0.1: {error.strerror}"
     finally:
@@ -197,7 +200,7 @@ def explain(error, option, cipher):
         return ("this kernel has not loaded its tls module: 'modprobe tls' does, "
                 "a line 'tls' in /etc/modules does at every boot")
     if error == errno.ENOENT:
-        return f"this kernel has no {NAMES[cipher]}: 'modprobe {MODULES[cipher]}' loads it"
+        return f"this kernel has no {CIPHERS[cipher].name}: 'modprobe {CIPHERS[cipher].module}' loads it"
     if error in (errno.EOPNOTSUPP, errno.EINVAL) and option == ATTACH:
         return f"this kernel ({platform.release()}) is older than 6.7 and sets no socket options from io_uring"
-    return f"this kernel refuses {NAMES[cipher]}: {os.strerror(error)}"
+    return f"this kernel refuses {CIPHERS[cipher].name}: {os.strerror(error)}"

@@ -45,6 +45,7 @@ import threading
 import time
 from array import array
 from collections import namedtuple
+from functools import partialmethod
 
 from linux import (
     ACCEPT_MULTISHOT, BUFFER_SELECT, CQE_SKIP_SUCCESS, LINK, OP_ACCEPT, OP_ASYNC_CANCEL, OP_CLOSE, OP_MADVISE,
@@ -119,14 +120,10 @@ class Libc:
         result = self.syscall(number, a, b, c, d, e, f)
         return result if result >= 0 else -ctypes.get_errno()
 
-    def setup(self, entries, params):
-        return self.call(SYS_SETUP, entries, params)
+    setup, register = partialmethod(call, SYS_SETUP), partialmethod(call, SYS_REGISTER)
 
     def enter(self, fd, to_submit, min_complete, flags, _sigmask):
         return self.call(SYS_ENTER, fd, to_submit, min_complete, flags, 0, 8)
-
-    def register(self, fd, opcode, argument, count):
-        return self.call(SYS_REGISTER, fd, opcode, argument, count)
 
 
 def load_calls(use_liburing=True):

@@ -844,6 +844,39 @@ def test_close_lets_go_of_the_ring(make):
     os.close(kept)
 
 
+# --- the contract: what the loop does by itself
+
+def test_write_is_the_function_itself(ring):
+    """The loop calls it for most responses: nothing may be wrapped around it."""
+    assert ring.write == uring.SQE.pack_into
+    ring.write(ring.queue, ring.place(), linux.OP_CLOSE, 0, 0, NO_FILE, 0, 0, 0, 0, 7, 8)
+    assert ring.tail > ring.submitted
+    assert take(ring, 1) == [(7, 8, -errno.EBADF, 0)]
+
+
+def test_what_is_flushed_has_been_submitted(ring):
+    for number in range(5):
+        nothing(ring, number)
+    ring.flush(ring.entries)
+    assert ring.submitted == ring.tail == ring.room - ring.entries
+    assert len(take(ring, 5)) == 5
+    assert ring.overflows == 0
+
+
+def test_buffers_are_where_their_addresses_say(ring, listener):
+    client, slot = accept(ring, listener)
+    assert ring.buffer_count == 4
+    with client:
+        for i in range(ring.buffer_count):
+            assert ring.buffer_order[ring.buffer_tail & ring.buffer_mask] == i      # where giving it back is adding 1
+            ring.arm_recv(3, 4, slot, multishot=False)
+            client.sendall(b"in buffer %d" % i)
+            [(_, _, result, flags)] = take(ring, 1)
+            assert flags >> linux.CQE_BUFFER_SHIFT == i
+            assert ctypes.string_at(ring.buffer_address(i), result) == piece(ring, result, flags) == b"in buffer %d" % i
+    os.close(slot)
+
+
 # --- user_data
 
 @pytest.mark.parametrize("epoch", EXTREMES)
@@ -1243,6 +1276,18 @@ def header_can_do(compiler, name="IORING_SETUP_DEFER_TASKRUN"):
     source = f"#include <linux/io_uring.h>\nint x = {name};"
     return compiler and subprocess.run([compiler, "-fsyntax-only", "-x", "c", "-"], input=source, text=True,
                                        capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(("form", "offsets"), (
+    ("=IQ", (0, 8, 16)), ("=I4xQ", (0, 8, 24)), ("=QI", (0, 4, 12)), ("=IIiI", (0, 4, 8, 12, 20))))
+def test_a_wrong_layout_fails(form, offsets):
+    """At import: a field elsewhere than it should be, a structure of another size."""
+    with pytest.raises((AssertionError, struct.error)):
+        linux.layout(form, *offsets)
+
+
+def test_a_right_layout_is_a_format():
+    assert linux.layout("=I4xQ", 0, 8, 16).pack(1, 2) == struct.pack("=QQ", 1, 2)
 
 
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")

@@ -14,7 +14,7 @@ from openssl import TLS1_2 as LEAST
 from tls import Engine
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-ALL_CIPHERS = frozenset(ktls.SHAPES)
+ALL_CIPHERS = frozenset(ktls.CIPHERS)
 
 
 class ClientContext(ssl.SSLContext):

@@ -41,6 +41,7 @@ import errno
 import mmap
 import os
 import platform
+import re
 import threading
 import time
 from array import array
@@ -57,6 +58,7 @@ NEEDED = {"POLL_ADD": OP_POLL_ADD, "SENDMSG": OP_SENDMSG, "RECVMSG": OP_RECVMSG,
           "ACCEPT": OP_ACCEPT, "ASYNC_CANCEL": OP_ASYNC_CANCEL, "CLOSE": OP_CLOSE, "READ": OP_READ, "WRITE": OP_WRITE,
           "MADVISE": OP_MADVISE, "SEND": OP_SEND, "RECV": OP_RECV, "SHUTDOWN": OP_SHUTDOWN}
 NEEDS = "tarweb needs Linux 6.1 or newer"
+FORBIDDEN = errno.EPERM, errno.ENOSYS           # what seccomp profiles answer with
 
 # <linux/io_uring.h>: io_uring_setup, io_uring_enter, io_uring_register
 SETUP_SQPOLL, SETUP_CQSIZE, SETUP_R_DISABLED, SETUP_SUBMIT_ALL = 1 << 1, 1 << 3, 1 << 6, 1 << 7
@@ -136,31 +138,41 @@ def load_calls(use_liburing=True):
     return Libc()
 
 
-# --- what cannot be had
+# --- where io_uring cannot be had
 
 class RingError(Exception):
     """io_uring cannot be had here; the text says why and what to do."""
 
 
-def explain(error):
-    """Why io_uring_setup failed with `error` (an errno), and what to do about it: one sentence."""
+def explain(error, call):
+    """Why `call`, one of the three, failed with `error` (an errno), and what to do about it: one sentence."""
     try:
         with open("/proc/sys/kernel/io_uring_disabled") as file:
             disabled = file.read().strip()
     except OSError:
         disabled = "0"                      # or it cannot be read any more, see sandbox.py
-    if error == errno.EPERM and disabled != "0":
+    release = platform.release()
+    version = [int(number) for number in re.findall(r"\d+", release)[:2]]
+    if error == errno.EPERM and disabled != "0" and call == "io_uring_setup":
         return (f"io_uring is switched off: kernel.io_uring_disabled is {disabled}; "
                 "'sysctl kernel.io_uring_disabled=0' allows it")
-    if error == errno.EPERM:
-        return ("io_uring is forbidden to this process, most likely by a container's seccomp profile: "
-                "allow io_uring_setup, io_uring_enter and io_uring_register in it")
+    if error == errno.EINVAL and version < [6, 1] or error == errno.ENOSYS and version < [5, 1]:
+        return f"this kernel ({release}) is too old: {NEEDS}"
+    if error in FORBIDDEN:      # podman has ENOSYS as the answer to what its profile does not know, Docker has EPERM
+        return (f"io_uring is forbidden to this process ({call}: {os.strerror(error)}), most likely by a container's "
+                "seccomp profile: allow io_uring_setup, io_uring_enter and io_uring_register in it"
+                + f" (or this kernel, {release}, was built without io_uring)" * (error == errno.ENOSYS))
     if error == errno.ENOMEM:
         return ("there is not enough memory for the ring: raise the limit of locked memory (ulimit -l) "
                 "or lower --ring-size")
-    if error in (errno.ENOSYS, errno.EINVAL):
-        return f"this kernel ({platform.release()}) is too old or has no io_uring: {NEEDS}"
-    return f"io_uring_setup: {os.strerror(error)}"
+    return f"{call}: {os.strerror(error)}"
+
+
+def permitted(result, call, detail=""):
+    """Return `result` of one of the calls; RingError if the call itself is forbidden, OSError for any other failure."""
+    if -result in FORBIDDEN:
+        raise RingError(explain(-result, call))
+    return check(result, call + detail)
 
 
 _lock = threading.Lock()
@@ -199,11 +211,15 @@ class Ring:
         self.system_enter = self.calls.enter
         self.busyloop = busyloop              # seconds to look for completions before sleeping
         self.fd = self.setup(entries, connections, sqpoll_ms, SETUP_R_DISABLED if operations else 0)
-        self.map_queues()
-        self.probe()
-        self.register_buffers(buffers, buffer_size)
-        if operations:
-            self.restrict(operations)
+        try:
+            self.probe()
+            self.map_queues()
+            self.register_buffers(buffers, buffer_size)
+            if operations:
+                self.restrict(operations)
+        except BaseException:
+            self.close()
+            raise
 
     # start-up
 
@@ -213,11 +229,8 @@ class Ring:
         memory = bytearray(PARAMS.pack(0, cq_entries, flags, sqpoll_ms, *(0,) * 9))
         fd = self.calls.setup(entries, address_of(memory))
         if fd < 0:
-            raise RingError(explain(-fd))
+            raise RingError(explain(-fd, "io_uring_setup"))
         self.params = Params._make(PARAMS.unpack(memory))
-        missing = [name for name, bit in FEATURES.items() if not self.params.features & bit]
-        if missing:
-            raise RingError(f"this kernel's io_uring lacks {', '.join(missing)}: {NEEDS}")
         return fd
 
     def map_queues(self):
@@ -240,16 +253,24 @@ class Ring:
         self.head = 0                         # of the completion queue, modulo 2**32
 
     def probe(self):
-        """struct io_uring_probe: 16 bytes, then 8 for each operation, bit 0 of its flags for `supported`."""
+        """Raise RingError if this kernel's io_uring lacks something, or if one of the other two calls is forbidden."""
+        missing = [name for name, bit in FEATURES.items() if not self.params.features & bit]
+        if missing:
+            raise RingError(f"this kernel's io_uring lacks {', '.join(missing)}: {NEEDS}")
+        # struct io_uring_probe: 16 bytes, then 8 for each operation, bit 0 of its flags for `supported`
         found = bytearray(16 + 256 * 8)
-        check(self.register(REGISTER_PROBE, found, 256), "io_uring_register(PROBE)")
+        self.register(REGISTER_PROBE, "(PROBE)", found, 256)
         self.known = [op for op in range(256) if found[16 + op * 8 + 2] & 1]
         missing = [name for name, op in NEEDED.items() if op not in self.known]
         if missing:
             raise RingError(f"this kernel's io_uring cannot do {', '.join(missing)}: {NEEDS}")
+        entered = self.system_enter(self.fd, 0, 0, ENTER_GETEVENTS, None)
+        if entered != -errno.EBADFD:        # which is what a ring gives that is still disabled
+            ignore_passing(entered)
 
-    def register(self, opcode, argument, count):
-        return self.calls.register(self.fd, opcode, address_of(argument), count)
+    def register(self, opcode, name, argument=None, count=0):
+        address = 0 if argument is None else address_of(argument)
+        permitted(self.calls.register(self.fd, opcode, address, count), "io_uring_register", name)
 
     def register_buffers(self, count, size):
         """`count` (a power of two) receive buffers of `size` bytes, in a ring that the kernel takes them from."""
@@ -259,7 +280,7 @@ class Ring:
         self.pool_address = address_of(self.pool)
         self.buffer_tail_word = memoryview(self.buffer_ring).cast("H")
         registration = BUF_REG.pack(address_of(self.buffer_ring), count, 0, 0)
-        check(self.register(REGISTER_PBUF_RING, registration, 1), "io_uring_register(PBUF_RING)")
+        self.register(REGISTER_PBUF_RING, "(PBUF_RING)", registration, 1)
         self.buffer_order = [-1] * count      # which buffer stands at each place of the ring
         self.buffer_tail = 0
         for i in range(count):
@@ -276,8 +297,8 @@ class Ring:
         rules = [RESTRICTION.pack(RESTRICTION_SQE_OP, op) for op in operations]
         rules.append(RESTRICTION.pack(RESTRICTION_SQE_FLAGS_ALLOWED, LINK | BUFFER_SELECT | CQE_SKIP_SUCCESS))
         packed = b"".join(rules)
-        check(self.register(REGISTER_RESTRICTIONS, packed, len(rules)), "io_uring_register(RESTRICTIONS)")
-        check(self.calls.register(self.fd, REGISTER_ENABLE_RINGS, 0, 0), "io_uring_register(ENABLE_RINGS)")
+        self.register(REGISTER_RESTRICTIONS, "(RESTRICTIONS)", packed, len(rules))
+        self.register(REGISTER_ENABLE_RINGS, "(ENABLE_RINGS)")
         works = [op for op in self.known if op not in operations and self.attempt(op) != [-errno.EACCES]]
         if works or self.calls.register(self.fd, REGISTER_PROBE, 0, 0) != -errno.EACCES:
             raise RingError(f"the kernel does not hold the ring to its restrictions (operations {works}): "
@@ -513,4 +534,4 @@ class PolledRing(Ring):
 def ignore_passing(result):
     """A signal, or no memory just now: the next call will do it. Any other error is raised."""
     if -result not in (errno.EINTR, errno.EAGAIN, errno.EBUSY):
-        check(result, "io_uring_enter")
+        permitted(result, "io_uring_enter")

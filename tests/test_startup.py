@@ -109,13 +109,13 @@ def test_a_second_server_does_not_share_the_port_of_the_first(start, site):
     assert server.fetch("/next").body == FILES["next"]
 
 
-def forbid_io_uring(errno):
-    """In the child: answer io_uring_setup with an error, as a container's seccomp profile does."""
+def forbid(number, errno):
+    """In the child: answer a system call with an error, as a container's seccomp profile does."""
     # <linux/filter.h> struct sock_filter {u16 code; u8 jt, jf; u32 k}; <linux/seccomp.h> struct seccomp_data: nr at 0
     load, equal, give = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
-    io_uring_setup, allow, fail = 425, 0x7FFF0000, 0x00050000 | errno  # the same number on every architecture
+    allow, fail = 0x7FFF0000, 0x00050000 | errno
     code = b"".join(struct.pack("HBBI", *line) for line in [
-        (load, 0, 0, 0), (equal, 0, 1, io_uring_setup), (give, 0, 0, fail), (give, 0, 0, allow)])
+        (load, 0, 0, 0), (equal, 0, 1, number), (give, 0, 0, fail), (give, 0, 0, allow)])
     program = ctypes.create_string_buffer(code, len(code))
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -132,9 +132,17 @@ def forbid_io_uring(errno):
     return apply
 
 
-@pytest.mark.parametrize("flags", [(), ("--no-liburing",)])
-@pytest.mark.parametrize(("errno", "hint"), [(1, "seccomp|container|io_uring_disabled"), (38, "6.1|kernel")])
-def test_a_kernel_without_io_uring_is_explained(site, errno, hint, flags):
-    message = refusal(1, "--listen", "127.0.0.1:0", *flags, site, preexec_fn=forbid_io_uring(errno))
-    assert "io_uring" in message
-    assert re.search(hint, message)
+CALLS = {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427}     # the same on every architecture
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-liburing",), ("--sqpoll-ms=20", "--threads=2"), ("--secure=off",)],
+                         ids=" ".join)
+@pytest.mark.parametrize("errno", [1, 38], ids=["EPERM", "ENOSYS"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_profile_without_io_uring_is_explained(site, call, errno, flags):
+    """Docker's answers EPERM, podman's ENOSYS; some allow only part of the calls."""
+    message = refusal(1, "--listen", "127.0.0.1:0", *flags, site, preexec_fn=forbid(CALLS[call], errno))
+    assert re.fullmatch(r"tarweb: io_uring is (forbidden to this process|switched off).*\n", message)
+    if "switched off" not in message:
+        assert f"({call}: {os.strerror(errno)})" in message
+        assert all(name in message for name in (*CALLS, "seccomp", "container"))

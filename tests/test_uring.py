@@ -6,7 +6,6 @@ import errno
 import io
 import mmap
 import os
-import platform
 import random
 import re
 import resource
@@ -1091,23 +1090,61 @@ def sysctl(value):
     return opened
 
 
-@pytest.mark.parametrize(("error", "disabled", "says"), (
-    (errno.ENOSYS, None, f"this kernel ({platform.release()}) is too old or has no io_uring: tarweb needs Linux 6.1"),
-    (errno.EINVAL, "0\n", "too old"),
-    (errno.EPERM, "0\n", "seccomp"),
-    (errno.EPERM, None, "seccomp"),
-    (errno.EPERM, "2\n", "kernel.io_uring_disabled is 2; 'sysctl kernel.io_uring_disabled=0' allows it"),
-    (errno.EPERM, "1\n", "kernel.io_uring_disabled is 1"),
-    (errno.ENOMEM, "0\n", "ulimit -l"),
-    (errno.EMFILE, "0\n", "io_uring_setup: Too many open files"),
+FORBIDDEN = "allow io_uring_setup, io_uring_enter and io_uring_register in it"
+OLD, NEW = "5.0.21-rt", "6.18.4-1-generic"
+
+
+@pytest.mark.parametrize(("error", "release", "disabled", "says"), (
+    (errno.ENOSYS, OLD, None, f"this kernel ({OLD}) is too old: tarweb needs Linux 6.1 or newer"),
+    (errno.ENOSYS, "4.4.0", None, "too old"),
+    (errno.ENOSYS, "5.1.0", None, "seccomp"),
+    (errno.ENOSYS, NEW, "0\n", f"(io_uring_setup: Function not implemented), most likely by a container's seccomp "
+                               f"profile: {FORBIDDEN} (or this kernel, {NEW}, was built without io_uring)"),
+    (errno.ENOSYS, NEW, "2\n", "seccomp"),
+    (errno.EINVAL, "5.10.0-28-amd64", None, "too old"),
+    (errno.EINVAL, "6.0.19", "0\n", "too old"),
+    (errno.EINVAL, "6.1.0", "0\n", "io_uring_setup: Invalid argument"),
+    (errno.EPERM, NEW, "0\n", "seccomp"),
+    (errno.EPERM, OLD, None, f"seccomp profile: {FORBIDDEN}"),
+    (errno.EPERM, NEW, "2\n", "kernel.io_uring_disabled is 2; 'sysctl kernel.io_uring_disabled=0' allows it"),
+    (errno.EPERM, "5.14.0-503.el9", "1\n", "kernel.io_uring_disabled is 1"),
+    (errno.ENOMEM, NEW, "0\n", "ulimit -l"),
+    (errno.EMFILE, NEW, "0\n", "io_uring_setup: Too many open files"),
 ))
-def test_failing_setup_is_explained(monkeypatch, error, disabled, says):
+def test_failing_setup_is_explained(monkeypatch, error, release, disabled, says):
     monkeypatch.setattr(uring, "open", sysctl(disabled), raising=False)
+    monkeypatch.setattr(uring.platform, "release", lambda: release)
     monkeypatch.setattr(uring, "load_calls", refusing(setup=-error))
     with pytest.raises(RingError) as caught:
         Ring(SLOTS)
     assert says in str(caught.value)
+    assert ("too old" in says) == ("too old" in str(caught.value))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("operations", (None, {linux.OP_READ}))
+@pytest.mark.parametrize("kind", (Ring, PolledRing))
+@pytest.mark.parametrize("error", (errno.EPERM, errno.ENOSYS))
+@pytest.mark.parametrize(("call", "results"), (
+    ("io_uring_enter", lambda error: {"enter": -error}),
+    ("io_uring_register", lambda error: {"register": dict.fromkeys(range(40), -error)}),
+    ("io_uring_register", lambda error: {"register": {uring.REGISTER_PBUF_RING: -error}}),
+))
+def test_a_profile_that_allows_one_call_and_forbids_another(monkeypatch, call, results, error, kind, operations):
+    """Whatever kernel.io_uring_disabled is: io_uring_setup is allowed."""
+    monkeypatch.setattr(uring, "open", sysctl("1\n"), raising=False)
+    monkeypatch.setattr(uring, "load_calls", refusing(**results(error)))
+    before = os.dup(0)
+    os.close(before)
+    with pytest.raises(RingError) as caught:
+        kind(SLOTS, sqpoll_ms=20, operations=operations)
+    assert f"({call}: {os.strerror(error)})" in str(caught.value)
+    assert FORBIDDEN in str(caught.value)
+    assert "\n" not in str(caught.value)
+    del caught
+    after = os.dup(0)
+    os.close(after)
+    assert after == before, "the ring's descriptor is left open"
 
 
 def test_missing_operations_are_named(monkeypatch):

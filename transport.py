@@ -49,10 +49,10 @@ FREE_BUFFERS = 256              # of each size are kept
 MEMO_PLAINTEXT = 16 << 20       # bytes of small responses kept in one piece each; beyond that all are let go
 
 
-def add_tls(worker: Worker, engine, plain_listeners=(), plain_site=None):
-    """Have a Worker speak TLS, by the tls.Engine `engine`, on all of its listeners but `plain_listeners`; there, and to
+def add_tls(worker: Worker, tls, plain_listeners=(), plain_site=None):
+    """Have a Worker speak TLS, by the tls.Engine `tls`, on all of its listeners but `plain_listeners`; there, and to
     those who speak plain HTTP elsewhere, `plain_site` answers."""
-    farewell = Farewell(worker.connections, engine)
+    farewell = Farewell(worker.connections, tls)
     userspace = UserspaceTls(worker.connections, worker.library, farewell)
     kernel = KernelTls(worker.connections, worker.library, farewell)
     plain = Service(worker.plain, worker.http1, plain_site)
@@ -63,7 +63,7 @@ def add_tls(worker: Worker, engine, plain_listeners=(), plain_site=None):
     for part in (handshake, userspace, kernel, farewell):
         worker.connection_handlers.update(part.handlers())
     worker.clock.sites.append(plain_site)
-    worker.clock.every_second += [plain_site.tick, engine.credentials.renew_tickets]
+    worker.clock.every_second += [plain_site.tick, tls.credentials.renew_tickets]
     worker.handshake, worker.userspace, worker.farewell = handshake, userspace, farewell
 
 

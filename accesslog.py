@@ -5,6 +5,7 @@ alone and can be remembered with them. No byte of a client's can break a line or
 """
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import stat
 import time
 
 from linux import address_of
+from options import UsageError
 
 log = logging.getLogger("tarweb")
 
@@ -22,6 +24,7 @@ PIPE_BUF = 4096                 # bytes that are written at once to a pipe, or n
 MAX_TARGET, MAX_FIELD = 1500, 700               # bytes of a request line and of each field in a line, escaped
 ENOUGH = 900                    # parts of lines that are worth a write
 MEMO_BLOCK, MEMO_BLOCKS = 2048, 1024            # bytes of a header block that is remembered, and how many are
+STANDARD_OUTPUT = 1
 PASSING = errno.EAGAIN, errno.EINTR, errno.ECANCELED
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -29,6 +32,21 @@ REFERER = re.compile(rb"\r\nreferer:[ \t]*([^\r\n]*)", re.IGNORECASE)
 USER_AGENT = re.compile(rb"\r\nuser-agent:[ \t]*([^\r\n]*)", re.IGNORECASE)
 HOST = re.compile(rb"\r\nhost:[ \t]*([^\r\n]*)", re.IGNORECASE)
 UNSAFE = re.compile(rb'[^ !#-\[\]-~]')          # control characters, quote, backslash, all that is not ASCII
+
+
+def open_log(path):
+    """A descriptor for the access log. Raises UsageError."""
+    if path == "-":
+        if stat.S_ISREG(os.fstat(STANDARD_OUTPUT).st_mode):     # or workers would write over each other's lines
+            flags = fcntl.fcntl(STANDARD_OUTPUT, fcntl.F_GETFL)
+            fcntl.fcntl(STANDARD_OUTPUT, fcntl.F_SETFL, flags | os.O_APPEND)
+        return STANDARD_OUTPUT
+    try:        # O_NONBLOCK: a FIFO that nobody reads is an error, not a wait
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
+    except OSError as error:
+        raise UsageError(f"--access-log {path}: {error.strerror}") from None
+    os.set_blocking(fd, True)
+    return fd
 
 
 class AccessLog:

@@ -8,16 +8,21 @@ context, and OpenSSL takes the one that a client can verify.
 import contextlib
 import ctypes
 import hmac
+import logging
 import os
 import re
 import secrets
 import stat
+import time
+from typing import NamedTuple
 
+from ktls import KernelTlsError, probe
+from options import UsageError
 from openssl import (
     CTRL_CHAIN_CERT, CTRL_GROUPS_LIST, CTRL_MIN_PROTO_VERSION, CTRL_MODE, CTRL_SERVERNAME_CALLBACK,
     CTRL_SESS_CACHE_MODE, CTRL_TICKET_KEYS, GEN_DNS, MODE_RELEASE_BUFFERS, NID_SUBJECT_ALT_NAME, OP_NO_COMPRESSION,
-    OP_NO_RENEGOTIATION, SESS_CACHE_OFF, TLSEXT_ALERT_FATAL, TLSEXT_NOACK, TLSEXT_OK, AlpnCallback, KeylogCallback,
-    PasswordCallback, ServernameCallback, wipe,
+    OP_NO_RENEGOTIATION, SESS_CACHE_OFF, TLS1_2, TLS1_3, TLSEXT_ALERT_FATAL, TLSEXT_NOACK, TLSEXT_OK, AlpnCallback,
+    KeylogCallback, OpenSSL, PasswordCallback, ServernameCallback, wipe,
 )
 
 # Mozilla's "intermediate" suites for TLS 1.2, those with ECDHE: DHE costs a server far more than the client that asks
@@ -36,7 +41,10 @@ ACME_TOKEN = re.compile(rb"[A-Za-z0-9_-]{1,255}")       # RFC 8555 section 8.3: 
 LARGEST_CHALLENGE = 4096    # bytes: a token, a dot and a thumbprint take about 90
 
 
-class CredentialsError(Exception):
+log = logging.getLogger("tarweb")
+
+
+class CredentialsError(UsageError):
     """A certificate or key cannot be used; the text names the file and says what to do."""
 
 
@@ -47,14 +55,14 @@ class TicketKeys:
     cannot read what was resumed in earlier periods. Processes go on by the clock, so nobody has to tell the others.
     """
 
-    def __init__(self, now, secret=None):
+    def __init__(self, wall, secret=None):
         self.secret = secret or secrets.token_bytes(32)
-        self.period = int(now) // TICKET_PERIOD
+        self.period = int(wall) // TICKET_PERIOD
 
-    def advance(self, now):
-        """Go on to the period of `now` (seconds since the epoch); tell whether that is another one."""
+    def advance(self, wall):
+        """Go on to the period of `wall` (seconds since the epoch); tell whether that is another one."""
         before = self.period
-        while self.period < int(now) // TICKET_PERIOD:
+        while self.period < int(wall) // TICKET_PERIOD:
             self.secret = hmac.digest(self.secret, b"next", "sha256")
             self.period += 1
         return self.period != before
@@ -120,9 +128,9 @@ class Credentials:
             self.openssl.SSL_CTX_free(context)
         self.contexts = []
 
-    def renew_tickets(self, now):
+    def renew_tickets(self, wall):
         """Once in a while, with the time in seconds since the epoch."""
-        if self.tickets.advance(now):
+        if self.tickets.advance(wall):
             self.use_tickets()
 
     def use_tickets(self):
@@ -324,3 +332,41 @@ def read_small(path, directory):
         return None
     finally:
         os.close(fd)
+
+
+# --- TLS as a server has it
+
+class Tls(NamedTuple):
+    """What connections over TLS take: made once, and for each generation with `credentials` of its own."""
+    openssl: OpenSSL
+    kernel_ciphers: frozenset[int]      # those that the kernel takes over
+    words: str                          # where TLS is done, and why there
+    tickets: TicketKeys
+    callbacks: Callbacks
+    credentials: Credentials | None = None
+
+
+def prepare_tls(options):
+    """The Tls that all generations share. Whether the kernel can encrypt is tried on a connection. Raises OpenSSLError,
+    KernelTlsError."""
+    openssl, reason = OpenSSL(), "--ktls=off"
+    ciphers: frozenset[int] = frozenset()
+    if options.ktls != "off":
+        ciphers, reason = probe(not options.no_liburing)
+    if options.ktls == "require" and reason:
+        raise KernelTlsError(f"--ktls=require: {reason}")
+    words = f"in userspace ({openssl.version}): {reason}"
+    if ciphers:
+        words = f"in the kernel (handshakes by {openssl.version})" + f", but in part: {reason}" * bool(reason)
+    return Tls(openssl, ciphers, words, TicketKeys(time.time()), Callbacks())
+
+
+def load_credentials(options, tls):
+    """`tls` with the certificates and keys as they are in their files now. Raises CredentialsError."""
+    tls.tickets.advance(time.time())
+    pairs = list(zip(options.tls_cert, options.tls_key, strict=True))
+    credentials = Credentials(tls.openssl, pairs, TLS1_3 if options.tls_min == "1.3" else TLS1_2, tls.tickets,
+                              bool(tls.kernel_ciphers), tls.callbacks)
+    for warning in credentials.warnings:
+        log.warning("%s", warning)
+    return tls._replace(credentials=credentials)

@@ -1,88 +1,151 @@
-"""A generation: what one load makes for workers to serve, and whether the files that it was made of have changed."""
+"""A generation: what one load makes for workers to serve, and whether the files that it was made of have changed.
+
+Archives are opened by it, brought into memory, kept over reloads where their files are still the same, and let go.
+"""
 
 import contextlib
-import fcntl
-import json
 import logging
+import mmap
 import os
-import stat
-import time
+import re
+from functools import partial
+from typing import NamedTuple
 
 import linux
-from credentials import Callbacks, Credentials, TicketKeys
-from ktls import KernelTlsError, probe
-from openssl import TLS1_2, TLS1_3, OpenSSL
-from options import UsageError
-from sites import Identity, Sites
+from archive import Layers, Library, open_archive
+from linux import hide, map_file, map_huge, populate, unmap_file
+from reply import Responder
+from tar import ArchiveError
 
 STANDARD_OUTPUT = 1
 
 log = logging.getLogger("tarweb")
 
 
+class Identity(NamedTuple):
+    """What tells a file from another one, and from itself once it is changed (stat(2))."""
+    device: int
+    inode: int
+    size: int
+    mtime: int              # nanoseconds
+
+    @classmethod
+    def of(cls, file):
+        """That of a path or descriptor; None where there is no such file."""
+        try:
+            status = os.stat(file)
+        except OSError:
+            return None
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 class Generation:
     """Archives, TLS and the access log, as the command line asks for them.
 
-    prepared: what prepare_tls gave. sites: Sites. tls: what an Engine takes, or None. log_fd: of the access log, or
-    None. Of a `previous` Generation, what has not changed is taken over; with `same_sites` all but the access log.
-    Raises ArchiveError, CredentialsError, UsageError, OpenSSLError, OSError.
+    layers: for each host ("" stands for all others) its archives, the newest first, and behind it those that it has
+    replaced. tls: credentials.Tls, or None. log_fd: of the access log, or -1. Of a `previous` Generation, what has
+    not changed is taken over; with `same_sites` all but the access log. Raises ArchiveError, UsageError, StartError,
+    OSError.
     """
 
-    def __init__(self, arguments, prepared=None, previous=None, same_sites=False):
-        self.arguments = arguments
+    def __init__(self, options, tls=None, previous=None, same_sites=False):
+        self.options = options
         self.error = ""                     # why the last attempt to replace this one failed
-        self.log_fd = open_log(arguments.access_log)
-        self.tls = None
+        self.layers: dict[str, list] = {}
+        self.opened: list = []              # the archives that are new in this generation
+        self.tls, self.log_fd, self.inotify = None, -1, -1
+        if options.access_log:
+            from accesslog import open_log
+            self.log_fd = open_log(options.access_log)
         try:
             if same_sites:
-                self.sites, self.tls, self.tls_words = previous.sites, previous.tls, previous.tls_words
-                self.credentials_were = previous.credentials_were
+                self.layers, self.tls, self.credentials_were = previous.layers, previous.tls, previous.credentials_were
             else:
-                self.credentials_were = [Identity.of(path) for path in (*arguments.tls_cert, *arguments.tls_key)]
-                self.tls, self.tls_words = open_tls(arguments, prepared)
-                if self.tls and not previous:
-                    log.info("TLS %s", self.tls_words)
-                self.sites = Sites(arguments, previous and previous.sites)
-                for archive in self.sites.opened:
-                    for note in archive.notes:
-                        log.warning("%s: %s", archive.path, note)
+                self.load(tls, previous)
         except BaseException:
-            self.close_tls_but(previous)
-            close_log(self.log_fd)
+            self.close_all_but(previous)
             raise
-        self.loaded = [archive.identity for _, archive in self.sites.newest()] + self.credentials_were
+        self.loaded = [archive.identity for _, archive in self.newest()] + self.credentials_were
         self.seen = self.tried = self.loaded
         self.spoilt = False                 # whether an archive has been written to in place
         self.inotify = linux.open_inotify()
-        for _, archive in self.sites.newest():
+        for _, archive in self.newest():
             if not archive.copied:
                 linux.report_writes(self.inotify, archive.fd)
+
+    def load(self, tls, previous):
+        options, by_path = self.options, {}
+        self.credentials_were = [Identity.of(path) for path in (*options.tls_cert, *options.tls_key)]
+        if tls:
+            from credentials import load_credentials
+            self.tls = load_credentials(options, tls)
+            if not previous:
+                log.info("TLS %s", tls.words)
+        for host, path in options.sites:
+            if path not in by_path:
+                by_path[path] = self.load_layers(path, previous.layers[host] if previous else [])
+            self.layers[host] = by_path[path]
+
+    def load_layers(self, path, before):
+        """The layers for the tar at `path`, where those `before` have served."""
+        if before and before[0].identity == Identity.of(path) == Identity.of(before[0].fd):
+            return before
+        options = self.options
+        archive = open_archive(path, options.prefix, options.etags == "on", partial(bring_in, options))
+        self.opened.append(archive)
+        archive.identity = Identity.of(archive.fd)
+        if archive.identity is None:
+            raise ArchiveError(f"{path} cannot be looked at any more; copy it anew")
+        for note in archive.notes:
+            log.warning("%s: %s", path, note)
+        return [archive, *before[:options.keep]]
 
     @property
     def scheme(self):
         return "https" if self.tls else "http"
 
+    def archives(self):
+        """All of them, each once."""
+        return list(dict.fromkeys(archive for layers in self.layers.values() for archive in layers))
+
+    def newest(self):
+        """(host, Archive) of what is served in the first place."""
+        return [(host, layers[0]) for host, layers in self.layers.items()]
+
     def close_all_but(self, other):
         """Let go of what this generation has and the `other`, if any, has not."""
-        if other is None or self.sites is not other.sites:
-            self.sites.close_all_but(other and other.sites)
-        self.close_tls_but(other)
-        close_log(self.log_fd)
-        if self.inotify >= 0:
-            os.close(self.inotify)
-
-    def close_tls_but(self, other):
+        for archive in {*self.opened, *self.archives()} - {*(other.archives() if other else ())}:
+            archive.close()
         if self.tls and not (other and self.tls is other.tls):
-            self.tls[1].close()
+            self.tls.credentials.close()
+        for fd in (self.log_fd, self.inotify):
+            if fd not in (-1, STANDARD_OUTPUT):
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+    # in a worker
+
+    def library(self):
+        """The Library of all archives, those pages mapped that are in memory."""
+        archives = self.archives()
+        for archive in archives:
+            if not archive.lazy:
+                populate(archive.address, archive.size)
+        return Library(archives)
+
+    def responders(self):
+        """For each host (bytes; b"" is the default) the Responder."""
+        return {host.encode(): Responder(Layers(layers) if len(layers) > 1 else layers[0], self.options.cache_control)
+                for host, layers in self.layers.items()}
 
     # the files
 
     def look(self):
         """What the files are now: with --watch those of this name, else those that are open."""
-        archives = [archive for _, archive in self.sites.newest()]
-        if not self.arguments.watch:
+        archives = [archive for _, archive in self.newest()]
+        if not self.options.watch:
             return [Identity.of(archive.fd) for archive in archives] + self.credentials_were
-        paths = self.arguments.tls_cert + self.arguments.tls_key
+        paths = self.options.tls_cert + self.options.tls_key
         return [Identity.of(path) for path in [archive.path for archive in archives] + paths]
 
     def changed(self):
@@ -101,7 +164,7 @@ class Generation:
             return False
 
     def look_for_damage(self):
-        for _, archive in self.sites.newest():
+        for _, archive in self.newest():
             if Identity.of(archive.fd) != archive.identity and not archive.copied:
                 self.spoilt = True
                 log.error("%s has been written to in place, so responses from it may be wrong; it will be read anew. "
@@ -115,80 +178,9 @@ class Generation:
 
     def words(self):
         """3 files, 12.3 kB, from site.tar"""
-        archives = [archive for _, archive in self.sites.newest()]
+        archives = [archive for _, archive in self.newest()]
         count, length = sum(archive.files for archive in archives), sum(archive.bytes for archive in archives)
         return f"{count} files, {size(length)}, from {', '.join(dict.fromkeys(a.path for a in archives))}"
-
-    def as_json(self, version, number, urls):
-        """What the status page tells of it."""
-        sites = [{"host": host, "path": archive.path, "files": archive.files, "bytes": archive.bytes,
-                  "size": archive.size, "mtime": archive.identity.mtime // 10 ** 9, "etag": archive.digest,
-                  "generation": number} for host, archive in self.sites.newest()]
-        return json.dumps({"version": version, "sites": sites, "tls": self.tls_words, "listeners": urls,
-                           "error": self.error})
-
-
-def prepare_tls(arguments):
-    """What all generations share: (OpenSSL, the ciphers that the kernel takes over, where TLS is done, TicketKeys,
-    Callbacks); None without --tls-cert. Whether the kernel can is tried on a connection. Raises OpenSSLError,
-    KernelTlsError."""
-    if not arguments.tls_cert:
-        return None
-    openssl = OpenSSL()
-    ciphers, words = where_to_encrypt(arguments, openssl)
-    return openssl, ciphers, words, TicketKeys(time.time()), Callbacks()
-
-
-def open_tls(arguments, prepared):
-    """(what an Engine takes: OpenSSL, the Credentials, the ciphers that the kernel takes over; where TLS is done).
-
-    (None, "") without --tls-cert. Raises CredentialsError.
-    """
-    if prepared is None:
-        return None, ""
-    openssl, ciphers, words, tickets, callbacks = prepared
-    tickets.advance(time.time())
-    credentials = Credentials(openssl, list(zip(arguments.tls_cert, arguments.tls_key, strict=True)),
-                              TLS1_3 if arguments.tls_min == "1.3" else TLS1_2, tickets, bool(ciphers), callbacks)
-    for warning in credentials.warnings:
-        log.warning("%s", warning)
-    return (openssl, credentials, ciphers), words
-
-
-def where_to_encrypt(arguments, openssl):
-    """(the ciphers that the kernel takes over, where TLS is done and why)."""
-    ciphers: frozenset = frozenset()
-    reason = "--ktls=off"
-    if arguments.ktls != "off":
-        ciphers, reason = probe(not arguments.no_liburing)
-    if arguments.ktls == "require" and reason:
-        raise KernelTlsError(f"--ktls=require: {reason}")
-    if ciphers:
-        return ciphers, f"in the kernel (handshakes by {openssl.version})" + f", but in part: {reason}" * bool(reason)
-    return ciphers, f"in userspace ({openssl.version}): {reason}"
-
-
-def open_log(path):
-    """A descriptor for the access log; None without one. Raises UsageError."""
-    if path is None:
-        return None
-    if path == "-":
-        if stat.S_ISREG(os.fstat(STANDARD_OUTPUT).st_mode):     # or workers would write over each other's lines
-            flags = fcntl.fcntl(STANDARD_OUTPUT, fcntl.F_GETFL)
-            fcntl.fcntl(STANDARD_OUTPUT, fcntl.F_SETFL, flags | os.O_APPEND)
-        return STANDARD_OUTPUT
-    try:        # O_NONBLOCK: a FIFO that nobody reads is an error, not a wait
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
-    except OSError as error:
-        raise UsageError(f"--access-log {path}: {error.strerror}") from None
-    os.set_blocking(fd, True)
-    return fd
-
-
-def close_log(fd):
-    if fd not in (None, STANDARD_OUTPUT):
-        with contextlib.suppress(OSError):
-            os.close(fd)
 
 
 def size(count):
@@ -197,3 +189,71 @@ def size(count):
         return f"{count} bytes"
     power = min((len(str(count)) - 1) // 3, 3)
     return f"{count / 1000 ** power:.1f} {' kMG'[power]}B"
+
+
+# --- into memory, and out of it
+
+def hide_lost(library):
+    """Archives have been written to: where one is shorter now, let there be nothing in memory where there was a file.
+
+    From the new end to the end of its page there would be zeros (mmap(2)), which nobody could tell from contents.
+    """
+    for archive in library.archives:
+        try:
+            size = os.lseek(archive.fd, 0, os.SEEK_END)
+        except OSError:                 # then nobody knows; the kernel cuts off what it cannot read
+            continue
+        if size < archive.size and not archive.copied:
+            start = size & -mmap.PAGESIZE
+            hide(archive.address + start, archive.size - start)
+
+
+def bring_in(options, archive):
+    """Give an Archive its address: that of a mapping, populated where it fits, or of a copy. Raises ArchiveError."""
+    fd, size = archive.fd, archive.size
+    try:
+        if options.hugepages:
+            archive.address, archive.copied = map_huge(fd, size, options.hugepages), True
+        else:
+            archive.address = map_file(fd, size)
+    except OSError as error:
+        advice = "see --hugepages and sysctl vm.nr_hugepages" if options.hugepages else "raise ulimit -v"
+        raise ArchiveError(f"the archive of {size} bytes cannot be brought into memory: {error}; {advice}") from error
+    page = max(1 << options.hugepages, mmap.PAGESIZE)
+    archive.release = partial(unmap_file, archive.address, -(-size // page) * page)
+    fits = archive.copied or options.preload or size < available_memory() // 2
+    archive.lazy = not (fits and populate(archive.address, size))
+
+
+def available_memory():
+    """Bytes that can be used without swapping, as the kernel and the control group's limit have it; 0 if unknown."""
+    found = re.search(r"MemAvailable: *([0-9]+) kB", read_text("/proc/meminfo"))
+    return min(int(found[1]) * 1024 if found else 0, *group_limits())
+
+
+def group_limits():
+    """The memory limits of our control group (cgroups(7)), version 2 and 1."""
+    for line in read_text("/proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            yield from limits_above("/sys/fs/cgroup" + path, "memory.max")
+        elif controllers == "memory":
+            yield from limits_above("/sys/fs/cgroup/memory" + path, "memory.limit_in_bytes")
+    yield 1 << 62
+
+
+def limits_above(folder, name):
+    """The limits in a group's folder and in all above it."""
+    while folder != "/sys/fs":
+        text = read_text(f"{folder}/{name}").strip()
+        if text.isdigit():
+            yield int(text)
+        folder = os.path.dirname(folder.rstrip("/"))
+
+
+def read_text(path):
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -24,6 +24,7 @@ from collections import namedtuple
 
 import linux
 from openssl import TLS1_2, TLS1_3, wipe
+from options import StartError
 from uring import Ring, RingError
 
 SOL_TCP, TCP_ULP, SOL_TLS, TLS_TX, TLS_RX = 6, 31, 282, 1, 2
@@ -49,7 +50,7 @@ SUITES = {
 HASH_SIZE = {"EVP_sha256": 32, "EVP_sha384": 48}
 
 
-class KernelTlsError(Exception):
+class KernelTlsError(StartError):
     """Kernel TLS was asked for and is not to be had; the text says why and what to do."""
 
 

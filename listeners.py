@@ -27,8 +27,8 @@ class Listeners:
     passing: a datagram socket or None. Raises UsageError, OSError.
     """
 
-    def __init__(self, arguments):
-        self.workers = arguments.threads
+    def __init__(self, options):
+        self.workers = options.threads
         self.site: list[list[socket.socket]] = []
         self.redirect: list[list[socket.socket]] = []
         self.status: list[socket.socket] = []
@@ -36,24 +36,24 @@ class Listeners:
         self.inherited: list[socket.socket] = []
         self.paths: dict[socket.socket, str] = {}       # of unix sockets, to be removed at the end
         try:
-            self.open_all(arguments)
+            self.open_all(options)
         except BaseException:
             self.close()
             raise
 
-    def open_all(self, arguments):
+    def open_all(self, options):
         self.inherit()
         if not self.site:                       # else systemd has the say
-            self.site = ([self.open(address, "--listen") for address in arguments.listen]
-                         or [self.open_default(8443 if arguments.tls_cert else 8080)])
-        if self.redirect and not arguments.tls_cert:
+            self.site = ([self.open(address, "--listen") for address in options.listen]
+                         or [self.open_default(8443 if options.tls_cert else 8080)])
+        if self.redirect and not options.tls_cert:
             raise UsageError("systemd passed a socket named redirect: that needs --tls-cert and --tls-key")
-        if arguments.redirect_http and not self.redirect:
-            self.redirect = [self.open(arguments.redirect_http, "--redirect-http")]
-        if arguments.status and not self.status:
-            self.status = self.open(arguments.status, "--status", 1)
-        if arguments.passfd:
-            self.passing = self.open_passing(arguments)
+        if options.redirect_http and not self.redirect:
+            self.redirect = [self.open(options.redirect_http, "--redirect-http")]
+        if options.status and not self.status:
+            self.status = self.open(options.status, "--status", 1)
+        if options.passfd:
+            self.passing = self.open_passing(options)
 
     def inherit(self):
         """Take over what systemd has opened (sd_listen_fds(3)); the sockets' names say what for."""
@@ -103,16 +103,16 @@ class Listeners:
             os.umask(umask)
         return listener
 
-    def open_passing(self, arguments):
-        passing = self.open_unix(Unix(arguments.passfd, arguments.passfd_perms), "--passfd", socket.SOCK_DGRAM)
-        if arguments.passfd_group_name:
+    def open_passing(self, options):
+        passing = self.open_unix(Unix(options.passfd, options.passfd_perms), "--passfd", socket.SOCK_DGRAM)
+        if options.passfd_group_name:
             try:
-                group = grp.getgrnam(arguments.passfd_group_name).gr_gid
-                os.chown(arguments.passfd, -1, group)
+                group = grp.getgrnam(options.passfd_group_name).gr_gid
+                os.chown(options.passfd, -1, group)
             except KeyError:
-                raise UsageError(f"--passfd-group-name: there is no group {arguments.passfd_group_name!r}") from None
+                raise UsageError(f"--passfd-group-name: there is no group {options.passfd_group_name!r}") from None
             except OSError as error:
-                raise UsageError(f"--passfd-group-name {arguments.passfd_group_name}: {error.strerror}") from None
+                raise UsageError(f"--passfd-group-name {options.passfd_group_name}: {error.strerror}") from None
         return passing
 
     # using

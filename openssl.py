@@ -7,6 +7,8 @@ from OpenSSL 3.0 to 3.5. The libraries are loaded when TLS is asked for, and not
 import ctypes
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_ubyte, c_uint, c_uint16, c_uint64, c_void_p
 
+from options import StartError
+
 # <openssl/ssl.h>
 CTRL_MODE, CTRL_SESS_CACHE_MODE, CTRL_SERVERNAME_CALLBACK = 33, 44, 53
 CTRL_TICKET_KEYS, CTRL_CHAIN_CERT, CTRL_GROUPS_LIST, CTRL_MIN_PROTO_VERSION = 59, 89, 92, 123
@@ -63,7 +65,7 @@ SSL: dict[str, tuple] = {
 HOT = ("BIO_read", "BIO_write"), ("SSL_read", "SSL_write")
 
 
-class OpenSSLError(Exception):
+class OpenSSLError(StartError):
     """OpenSSL is not to be had, or will not do something; the text says what and why."""
 
 

@@ -1,14 +1,15 @@
 """The command line: its flags, their types, and which of them go together."""
 
 import argparse
+import importlib
 import logging
 import os
 import re
+from collections import namedtuple
 from typing import NamedTuple
 
-from proxy import Networks
-
 LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG, "trace": 5}
+MAX_WORKERS = 1024              # at a time, those that finish what they were sending included
 
 DESCRIPTION = """\
 Serves every file in a tar over HTTP/1.1, through io_uring. Without flags it listens on port 8080 of all
@@ -29,8 +30,18 @@ once what is being sent is sent. Exit status: 0 ended so, 1 failed, 2 wrong usag
 HOST = r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]+\]"
 
 
+# The groups of modules that a server can do without: each is needed by a flag (here as its field of the options), and
+# imported only where that is given. Without the flag their files need not be there.
+GROUPS = {"tls_cert": ("openssl", "credentials", "ktls", "tls", "transport"),
+          "access_log": ("accesslog",), "status": ("metrics",), "proxy_from": ("proxy",), "passfd": ("proxy",)}
+
+
 class UsageError(Exception):
     """What was given on the command line cannot be used; the text names it and says what to do."""
+
+
+class StartError(Exception):
+    """This machine lacks something that a flag asks for; the text says what, and what to do."""
 
 
 class Tcp(NamedTuple):
@@ -66,7 +77,7 @@ def number(low, high):
 
 def threads(text):
     """A number of workers; "auto" is one for each CPU that this process may use."""
-    return len(os.sched_getaffinity(0)) if text == "auto" else number(1, 1024)(text)
+    return len(os.sched_getaffinity(0)) if text == "auto" else number(1, MAX_WORKERS)(text)
 
 
 def tcp_address(text):
@@ -115,6 +126,8 @@ def field_value(text):
 # --- flags
 
 def parse_arguments(argv, version):
+    """The options: a field for each flag, and `version`, `sites` ((host, path) of each), `trusted` (proxy.Networks or
+    None). Nobody changes them. Ends the program where they make no sense; raises UsageError."""
     parser = argparse.ArgumentParser("tarweb", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -149,9 +162,24 @@ def parse_arguments(argv, version):
     add_front(parser.add_argument_group("behind another server").add_argument)
     add_patience(parser.add_argument_group("patience").add_argument)
     add_tuning(parser.add_argument_group("tuning").add_argument)
-    arguments = parser.parse_args(argv)
-    check(parser, arguments)
-    return arguments
+    flags = parser.parse_args(argv, argparse.Namespace(version=version))
+    for name in GROUPS:
+        if getattr(flags, name):
+            import_group(name)
+    check(parser, flags)
+    return namedtuple("Options", vars(flags))(**vars(flags))
+
+
+def import_group(name):
+    """Import the modules of a group, before a process is locked in that uses them. Raises UsageError."""
+    for module in GROUPS[name]:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name not in GROUPS[name]:
+                raise
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} needs {error.name}.py, which is not beside tarweb.py") from None
 
 
 def add_running(add):
@@ -224,37 +252,39 @@ def add_tuning(add):
 
 # --- what goes together
 
-def check(parser, arguments):
-    """Each flag with those that it makes sense with; ends the program where not."""
-    if arguments.busyloop is None:
-        arguments.busyloop = arguments.sqpoll_ms / 1000
-    if not arguments.tarfile and not arguments.site:
+def check(parser, flags):
+    """Each flag with those that it makes sense with; ends the program where not. Adds what follows from them."""
+    if flags.busyloop is None:
+        flags.busyloop = flags.sqpoll_ms / 1000
+    if not flags.tarfile and not flags.site:
         parser.error("what is to be served? Give SITE.tar, or --site HOST=FILE.tar")
-    hosts = [host for host, _ in arguments.site]
+    hosts = [host for host, _ in flags.site]
     for host in hosts:
         if hosts.count(host) > 1:
             parser.error(f"--site {host}=... is given twice")
-    arguments.sites = [*arguments.site, ("", arguments.tarfile)] if arguments.tarfile else arguments.site
-    try:
-        arguments.trusted = Networks(arguments.proxy_from) if arguments.proxy_from else None
-    except ValueError as error:
-        parser.error(f"--proxy-from: {error}")
-    if arguments.hugepages and arguments.hugepages < 12:
-        parser.error(f"--hugepages {arguments.hugepages}: that is less than an ordinary page; 21 is for 2 MiB")
-    if arguments.passfd_group_name and not arguments.passfd:
+    flags.sites, flags.trusted = [*flags.site, ("", flags.tarfile)] if flags.tarfile else flags.site, None
+    if flags.proxy_from:
+        from proxy import Networks
+        try:
+            flags.trusted = Networks(flags.proxy_from)
+        except ValueError as error:
+            parser.error(f"--proxy-from: {error}")
+    if flags.hugepages and flags.hugepages < 12:
+        parser.error(f"--hugepages {flags.hugepages}: that is less than an ordinary page; 21 is for 2 MiB")
+    if flags.passfd_group_name and not flags.passfd:
         parser.error("--passfd-group-name is about --passfd")
-    check_tls(parser, arguments)
+    check_tls(parser, flags)
 
 
-def check_tls(parser, arguments):
-    if len(arguments.tls_cert) != len(arguments.tls_key):
-        parser.error(f"{len(arguments.tls_cert)} --tls-cert and {len(arguments.tls_key)} --tls-key: "
+def check_tls(parser, flags):
+    if len(flags.tls_cert) != len(flags.tls_key):
+        parser.error(f"{len(flags.tls_cert)} --tls-cert and {len(flags.tls_key)} --tls-key: "
                      "each certificate needs its key, in the same order")
-    for flag, given in (("--redirect-http", arguments.redirect_http), ("--hsts", arguments.hsts is not None),
-                        ("--ktls=require", arguments.ktls == "require"), ("--tls-min", arguments.tls_min != "1.2")):
-        if given and not arguments.tls_cert:
+    for flag, given in (("--redirect-http", flags.redirect_http), ("--hsts", flags.hsts is not None),
+                        ("--ktls=require", flags.ktls == "require"), ("--tls-min", flags.tls_min != "1.2")):
+        if given and not flags.tls_cert:
             parser.error(f"{flag} is about HTTPS, which needs --tls-cert and --tls-key")
-    if arguments.acme_dir and not os.path.isdir(arguments.acme_dir):
-        parser.error(f"--acme-dir {arguments.acme_dir}: there is no such directory")
-    if arguments.acme_dir and not arguments.redirect_http:
+    if flags.acme_dir and not os.path.isdir(flags.acme_dir):
+        parser.error(f"--acme-dir {flags.acme_dir}: there is no such directory")
+    if flags.acme_dir and not flags.redirect_http:
         parser.error("--acme-dir is for the plain listener, which needs --redirect-http: ACME asks on port 80")

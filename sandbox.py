@@ -26,10 +26,11 @@ import signal
 import socket
 import struct
 import sys
+from typing import NamedTuple
 
 import linux
 from linux import TCP_OPTIONS, address_of, libc_call
-from options import UsageError
+from options import StartError, UsageError
 
 # --- filters of system calls (seccomp(2)): what may be called, by name, assembled into the program that the kernel runs
 #
@@ -114,7 +115,14 @@ def about(conditions, meant, otherwise):
 
 # --- what is given up
 
-NOBODY = 65534, 65534, "nobody"
+class User(NamedTuple):
+    """Of passwd(5)."""
+    uid: int
+    gid: int
+    name: str
+
+
+NOBODY = User(65534, 65534, "nobody")
 
 # <linux/prctl.h>
 PR_SET_DUMPABLE, PR_GET_SECCOMP, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 4, 21, 22, 24, 38
@@ -152,7 +160,7 @@ LOOP: dict[str, Conditions] = {
     "getsockopt": (((1, ALL_BITS, socket.IPPROTO_TCP), (2, ALL_BITS, socket.TCP_INFO)),),   # whether a client reads
     "exit": ALWAYS, "exit_group": ALWAYS,
 }
-CURIOUS: dict[str, Conditions] = {"getpeername": ALWAYS}
+PEER_ADDRESS: dict[str, Conditions] = {"getpeername": ALWAYS}
 TLS: dict[str, Conditions] = {"getrandom": ALWAYS}
 PASSED: dict[str, Conditions] = {
     "getsockname": ALWAYS, "getsockopt": ALWAYS, "ioctl": (((1, ALL_BITS, FIONBIO),),),
@@ -173,7 +181,7 @@ NOT_PERMITTED = errno.EPERM, errno.EACCES
 TRIED = errno.EXFULL            # what the first filter answers: nothing else ever does
 
 
-class SandboxError(Exception):
+class SandboxError(StartError):
     """Something cannot be given up, or works after it was; the text says what, and what to do."""
 
 
@@ -195,27 +203,27 @@ class Sandbox:
     abstract: whether the parent talks to an abstract unix socket.
     """
 
-    def __init__(self, arguments, abstract=False):
-        self.arguments, self.abstract = arguments, abstract
-        self.off = arguments.secure == "off"
+    def __init__(self, options, abstract=False):
+        self.options, self.abstract = options, abstract
+        self.off = options.secure == "off"
         self.missing: list[str] = []            # what is not given up, and why
         self.sockets: tuple = ()                # to try connecting and listening with
-        self.user = find_user(arguments.user)
+        self.user = find_user(options.user)
         self.landlock, self.filters = 0, False
         if self.off:
-            if arguments.user:
+            if options.user:
                 raise UsageError("--user is of no use with --secure=off")
             return
         self.sockets = socket.socket(), socket.socket()
         self.look()
-        if arguments.secure == "require" and self.missing:
+        if options.secure == "require" and self.missing:
             raise SandboxError(f"--secure=require: {'; '.join(self.missing)}")
 
     def look(self):
         """Find out what there is."""
         reason = self.user and why_not_become(self.user)
-        if reason and self.arguments.user:
-            raise UsageError(f"--user {self.arguments.user}: {reason}")
+        if reason and self.options.user:
+            raise UsageError(f"--user {self.options.user}: {reason}")
         if reason:
             self.user = None
             self.missing.append(f"another user ({reason})")
@@ -236,7 +244,8 @@ class Sandbox:
         """What is in force."""
         if self.off:
             return "not locked down (--secure=off)"
-        given_up = [f"workers as {self.user[2] if self.user else who_we_are()}", "no capabilities", "restricted rings",
+        name = self.user.name if self.user else who_we_are()
+        given_up = [f"workers as {name}", "no capabilities", "restricted rings",
                     *[f"Landlock (ABI {self.landlock})"] * bool(self.landlock), *["seccomp"] * self.filters]
         return f"locked down: {', '.join(given_up)}" + "".join(f"; without {what}" for what in self.missing)
 
@@ -278,10 +287,7 @@ class Sandbox:
         parent = os.getppid()
         drop_bounding(set())
         if self.user:
-            uid, gid, _ = self.user
-            os.setgroups(groups_with_rings())
-            os.setresgid(gid, gid, gid)
-            os.setresuid(uid, uid, uid)
+            become(self.user)
         keep_capabilities(set())
         keep_to_ourselves()
         linux.die_with_parent(signal.SIGTERM, parent)         # forgotten where a user changes, prctl(2)
@@ -302,7 +308,7 @@ class Sandbox:
         """Give up all system calls but those of the loop. Raises SandboxError."""
         if not self.filters:
             return
-        calls = calls_of(self.arguments)
+        calls = calls_of(self.options)
         put_filter(assemble(calls | ANOTHER_FILTER, ALLOW, REFUSE | TRIED))
         for words, attempt in AGAINST_FILTER.items():
             if words != OPEN or "openat" not in calls:
@@ -310,16 +316,16 @@ class Sandbox:
         put_filter(assemble(calls, ALLOW, KILL))
 
 
-def calls_of(arguments):
+def calls_of(options):
     """What the workers of a server with these flags may call."""
     calls: dict[str, Conditions] = dict(LOOP)
-    if arguments.access_log or arguments.trusted or arguments.max_per_ip:
-        calls |= CURIOUS
-    if arguments.tls_cert:
+    if options.access_log or options.trusted or options.max_per_ip:
+        calls |= PEER_ADDRESS
+    if options.tls_cert:
         calls |= TLS
-    if arguments.passfd:
+    if options.passfd:
         calls |= PASSED
-    if arguments.acme_dir:
+    if options.acme_dir:
         calls |= CHALLENGES
     return calls
 
@@ -395,27 +401,33 @@ def check_directory(directory):
 # --- the pieces
 
 def find_user(name):
-    """(uid, gid, name) of who workers are to become; None where they stay who we are. Raises UsageError."""
+    """The User that workers are to become; None where they stay who we are. Raises UsageError."""
     if os.geteuid():
         if name:
             raise UsageError(f"--user {name}: only root can become somebody else")
         return None
     try:
-        found = pwd.getpwnam(name or NOBODY[2])
+        found = pwd.getpwnam(name or NOBODY.name)
     except KeyError:
         if name:
             raise UsageError(f"--user: there is no user {name!r}") from None
         return NOBODY
-    return (found.pw_uid, found.pw_gid, found.pw_name) if found.pw_uid else None
+    return User(found.pw_uid, found.pw_gid, found.pw_name) if found.pw_uid else None
 
 
 def why_not_become(user):
     """Why root cannot become `user` here, or ""."""
     if CHANGING_USER - permitted():
         return "root lacks CAP_SETUID, CAP_SETGID or CAP_KILL here"
-    if not is_mapped(user[0], "/proc/self/uid_map") or not is_mapped(user[1], "/proc/self/gid_map"):
-        return f"this user namespace has no {user[2]}"
+    if not is_mapped(user.uid, "/proc/self/uid_map") or not is_mapped(user.gid, "/proc/self/gid_map"):
+        return f"this user namespace has no {user.name}"
     return ""
+
+
+def become(user):
+    os.setgroups(groups_with_rings())
+    os.setresgid(user.gid, user.gid, user.gid)
+    os.setresuid(user.uid, user.uid, user.uid)
 
 
 def groups_with_rings():

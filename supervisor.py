@@ -19,8 +19,9 @@ import signal
 import time
 from typing import Any
 
-from linux import die_with_parent
 from clock import END_NOW, LOOK_AGAIN
+from linux import die_with_parent
+from options import MAX_WORKERS
 
 log = logging.getLogger("tarweb")
 
@@ -31,7 +32,7 @@ STATUS = -1                     # the number of the process that answers the sta
 YOUNG = 10                      # seconds: who dies sooner is replaced after a while only
 BACK_OFF = 0.1, 30              # seconds: the first while, and the longest; it doubles each time
 FLUX = 3                        # seconds after a write to an archive that it is looked at again and again
-LEAVE = 5                       # seconds that a reload waits for the old workers to accept no more
+RETIRE_WITHIN = 5               # seconds that a reload waits for the old workers to accept no more
 OVERDUE = 5                     # seconds beyond their time after which workers that do not end are killed
 EXIT_FAILURE = 1
 
@@ -41,15 +42,24 @@ class Interrupted(BaseException):
 
 
 class Process:
-    """A child. number: of the worker among those of its generation. row: its row of the Board, None for STATUS.
+    """A child. number: of the worker among those of its generation. row: its row of the Scoreboard.
 
-    tether: a pipe out of which a byte comes when it is ready, and the end when it accepts no more, or is no more.
+    readiness: a pipe out of which a byte comes when it is ready, and the end when it accepts no more, or is no more.
     """
 
-    def __init__(self, pid, number, row, generation, tether):
-        self.pid, self.number, self.row, self.generation, self.tether = pid, number, row, generation, tether
+    def __init__(self, pid, number, row, generation, readiness):
+        self.pid, self.number, self.row, self.generation, self.readiness = pid, number, row, generation, readiness
         self.born = time.monotonic()
         self.dismissed = False          # killed by us
+
+
+class NoScoreboard:
+    """Stands for metrics.Scoreboard where nobody asks for numbers: keeps none."""
+
+    def ignore(self, *_, **__):
+        pass
+
+    take_row = free_row = set = add = introduce = ignore
 
 
 class Supervisor:
@@ -57,13 +67,12 @@ class Supervisor:
 
     load(previous Generation or None, same_sites) -> a Generation. child(Generation or None, number, row, ready, left)
     is the whole life of a child process, and gives its exit status; it calls `ready` when it takes requests, and `left`
-    when it accepts no more. introduce(Generation, its number) says on the Board what is served; on_ready(Generation) is
-    called once the first workers serve.
+    when it accepts no more. on_ready(Generation) is called once the first workers serve.
     """
 
-    def __init__(self, arguments, listeners, board, notifier, load, child, introduce, on_ready):
-        self.arguments, self.listeners, self.board, self.notifier = arguments, listeners, board, notifier
-        self.load, self.child, self.introduce, self.on_ready = load, child, introduce, on_ready
+    def __init__(self, options, listeners, scoreboard, notifier, load, child, on_ready):
+        self.options, self.listeners, self.scoreboard = options, listeners, scoreboard or NoScoreboard()
+        self.notifier, self.load, self.child, self.on_ready = notifier, load, child, on_ready
         self.generation: Any = None
         self.number = 0                 # of the generation
         self.processes = {}             # pid: Process
@@ -73,12 +82,17 @@ class Supervisor:
         self.stopping = False
         self.kill_at = None             # when those who have not ended are killed
         self.drain_at = None            # when the lame duck's time is over
-        self.look_at = 0.0 if arguments.watch else None     # when to look whether files have changed
+        self.look_at = 0.0 if options.watch else None       # when to look whether files have changed
         self.look_until = 0.0           # how long to go on with that
         self.pid = os.getpid()
         self.pipe, self.wake_end = os.pipe()
         for end in (self.pipe, self.wake_end):
             os.set_blocking(end, False)
+
+    @property
+    def workers(self):
+        """Those of all generations."""
+        return [process for process in self.processes.values() if process.number != STATUS]
 
     # the sequence
 
@@ -98,7 +112,7 @@ class Supervisor:
         if not self.start(generation):
             self.end_all()
             return EXIT_FAILURE
-        self.board.set(started=time.time())
+        self.scoreboard.set(started=time.time())
         self.take_over(generation)
         if self.listeners.status:
             self.fork(None, STATUS)
@@ -157,33 +171,33 @@ class Supervisor:
         elif number == signal.SIGUSR1 and not self.stopping:
             self.reload(same_sites=True)    # workers have the log as they were forked with it
 
-    def on_time(self, now):
+    def on_time(self, monotonic):
         """What the clock brings."""
-        for number in [number for number, at in self.due.items() if at <= now and self.serving]:
+        for number in [number for number, at in self.due.items() if at <= monotonic and self.serving]:
             del self.due[number]
             process = self.fork(None if number == STATUS else self.generation, number)
             if process is None:
-                self.due[number] = now + 1
+                self.due[number] = monotonic + 1
             elif self.stopping and number != STATUS:
                 os.kill(process.pid, signal.SIGUSR1)        # waits until it has a handler
-        if self.drain_at is not None and now >= self.drain_at:
+        if self.drain_at is not None and monotonic >= self.drain_at:
             self.drain()
-        if self.kill_at is not None and now >= self.kill_at:
-            self.kill_at = now + OVERDUE
+        if self.kill_at is not None and monotonic >= self.kill_at:
+            self.kill_at = monotonic + OVERDUE
             self.tell(signal.SIGKILL)
-        if not self.serving and all(process.number == STATUS for process in self.processes.values()):
+        if not self.serving and not self.workers:
             self.tell(signal.SIGTERM)
         if not self.stopping:
-            self.look_at_files(now)
+            self.look_at_files(monotonic)
         self.report(not self.stopping)
 
-    def look_at_files(self, now):
+    def look_at_files(self, monotonic):
         """Reload where they have changed. Without --watch that is of interest only while they are written to."""
         if self.generation.in_flux():
-            self.look_until, self.look_at = now + FLUX, self.look_at or now
-        if self.look_at is None or now < self.look_at:
+            self.look_until, self.look_at = monotonic + FLUX, self.look_at or monotonic
+        if self.look_at is None or monotonic < self.look_at:
             return
-        self.look_at = now + 1 if self.arguments.watch or now < self.look_until else None
+        self.look_at = monotonic + 1 if self.options.watch or monotonic < self.look_until else None
         if self.generation.changed():
             self.reload()
 
@@ -191,33 +205,28 @@ class Supervisor:
 
     def fork(self, generation, number):
         """A child that serves; gives its Process, or None where there cannot be another one."""
-        row = None
-        if number != STATUS and (row := self.board.take_row()) is None:
+        if number != STATUS and len(self.workers) >= MAX_WORKERS:
             log.error("too many workers are still finishing what they were sending: no new one")
             return None
-        try:
-            tether, its_end = os.pipe()
-        except OSError as error:
-            log.error("cannot start a worker: %s", error.strerror)
-            if row is not None:
-                self.board.free_row(row)
-            return None
+        row, pid = self.scoreboard.take_row(), None
+        ends: tuple[int, ...] = ()
         signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
         try:
+            ends = os.pipe()
             pid = os.fork()
         except OSError as error:
             log.error("cannot start a worker: %s", error.strerror)
-            pid = None
         if pid == 0:
-            self.be_child(generation, number, row, its_end)
+            self.be_child(generation, number, row, ends[1])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
-        os.close(its_end)
-        process = Process(pid, number, row, generation, tether)
         if pid is None:
-            self.forget(process)
+            for end in ends:
+                os.close(end)
+            self.scoreboard.free_row(row)
             return None
-        self.processes[pid] = process
-        return process
+        os.close(ends[1])
+        self.processes[pid] = Process(pid, number, row, generation, ends[0])
+        return self.processes[pid]
 
     def be_child(self, generation, number, row, its_end):
         """Never returns."""
@@ -225,7 +234,7 @@ class Supervisor:
         try:
             signal.set_wakeup_fd(-1)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            for fd in (self.pipe, self.wake_end, *(process.tether for process in self.processes.values())):
+            for fd in (self.pipe, self.wake_end, *(process.readiness for process in self.processes.values())):
                 os.close(fd)
             if self.generation not in (None, generation):       # it takes space on the disk as long as it is open
                 self.generation.close_all_but(generation)
@@ -240,16 +249,15 @@ class Supervisor:
             os._exit(status)
 
     def forget(self, process):
-        os.close(process.tether)
-        if process.row is not None:
-            self.board.free_row(process.row)
+        os.close(process.readiness)
+        self.scoreboard.free_row(process.row)
 
     def start(self, generation):
         """Fork all workers of a generation; tell whether all of them are ready to serve. If not, they are killed."""
         gc.collect()
         gc.freeze()             # in a worker the collector would write to all that is shared by then
-        processes = [self.fork(generation, number) for number in range(self.arguments.threads)]
-        started = [process for process in processes if process and os.read(process.tether, 1)]
+        processes = [self.fork(generation, number) for number in range(self.options.threads)]
+        started = [process for process in processes if process and os.read(process.readiness, 1)]
         if len(started) == len(processes):
             return True
         for process in filter(None, processes):
@@ -268,17 +276,17 @@ class Supervisor:
             log.error("worker %d could not begin to serve: %s", process.pid, words(ended))
 
     def wait_for_leave(self, generation):
-        """Until the workers of a generation accept no more. Who has not managed that within LEAVE seconds is killed: as
-        the first to wait at a listener it would be given each connection, and do nothing with it."""
-        poller, until = select.poll(), time.monotonic() + LEAVE
-        waiting = {process.tether: process for process in self.processes.values() if process.generation is generation}
-        for tether in waiting:
-            poller.register(tether, select.POLLIN)
+        """Until the workers of a generation accept no more. One that has not managed that within RETIRE_WITHIN seconds
+        is killed: as the first to wait at a listener it would be given each connection, and do nothing with it."""
+        poller, until = select.poll(), time.monotonic() + RETIRE_WITHIN
+        waiting = {process.readiness: process for process in self.workers if process.generation is generation}
+        for pipe in waiting:
+            poller.register(pipe, select.POLLIN)
         while waiting and time.monotonic() < until:
-            for tether, _ in poller.poll(1000 * LEAVE):
-                if not os.read(tether, 1):
-                    poller.unregister(tether)
-                    del waiting[tether]
+            for pipe, _ in poller.poll(1000 * RETIRE_WITHIN):
+                if not os.read(pipe, 1):
+                    poller.unregister(pipe)
+                    del waiting[pipe]
         for process in waiting.values():
             log.error("worker %d, which was to retire, does not do anything: killed", process.pid)
             process.dismissed = True
@@ -311,14 +319,14 @@ class Supervisor:
             if ended and not process.dismissed and self.kill_at is None:
                 log.warning("worker %d, which was to end, ended: %s", process.pid, words(ended))
             return
-        now, wait = time.monotonic(), 0
-        if now - process.born < YOUNG:
+        monotonic, wait = time.monotonic(), 0
+        if monotonic - process.born < YOUNG:
             wait = self.back_off.get(process.number, BACK_OFF[0])
             self.back_off[process.number] = min(2 * wait, BACK_OFF[1])
         else:
             self.back_off.pop(process.number, None)
-        self.due[process.number] = now + wait
-        self.board.add("restarts")
+        self.due[process.number] = monotonic + wait
+        self.scoreboard.add("restarts")
         log.error("worker %d ended: %s; another one takes its place%s", process.pid, words(ended),
                   f" in {wait:g} s" if wait else "")
 
@@ -358,8 +366,8 @@ class Supervisor:
         self.take_over(after)
         self.wait_for_leave(before)
         before.close_all_but(after)
-        self.board.add("reloads")
-        self.board.set(last_reload=time.time())
+        self.scoreboard.add("reloads")
+        self.scoreboard.set(last_reload=time.time())
         log.info("reloaded: generation %d serves %s", self.number, after.words())
         self.notifier.ready(after.words())
 
@@ -367,16 +375,19 @@ class Supervisor:
         self.generation = generation
         self.number += 1
         self.due = {number: at for number, at in self.due.items() if number == STATUS}
-        self.board.set(generation=self.number)
-        self.introduce(generation, self.number)
+        self.scoreboard.set(generation=self.number)
+        self.introduce()
         self.report(True)
+
+    def introduce(self):
+        self.scoreboard.introduce(self.generation, self.number, self.listeners.urls(self.generation.scheme))
 
     def on_reload_failure(self, reason):
         reason = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         self.generation.failed(reason)
-        self.introduce(self.generation, self.number)
-        self.board.add("reloads_failed")
-        self.board.set(last_reload=time.time())
+        self.introduce()
+        self.scoreboard.add("reloads_failed")
+        self.scoreboard.set(last_reload=time.time())
         log.error("reload failed, generation %d still serves: %s", self.number, reason)
         self.notifier.ready(f"reload failed: {reason}")
 
@@ -394,27 +405,25 @@ class Supervisor:
         self.look_at = None
         self.notifier.stopping()
         self.report(False)
-        if self.arguments.lame_duck:
-            self.drain_at = time.monotonic() + self.arguments.lame_duck
+        if self.options.lame_duck:
+            self.drain_at = time.monotonic() + self.options.lame_duck
             self.tell(signal.SIGUSR1)
         else:
             self.drain()
 
     def drain(self):
         self.drain_at, self.due = None, {}
-        self.kill_at = time.monotonic() + self.arguments.drain + OVERDUE
-        for process in self.processes.values():
-            if process.number != STATUS:
-                os.kill(process.pid, signal.SIGTERM)
+        self.kill_at = time.monotonic() + self.options.drain + OVERDUE
+        for process in self.workers:
+            os.kill(process.pid, signal.SIGTERM)
         self.listeners.close_site()
 
     def report(self, ready):
-        """Say on the Board how it is."""
-        serving = sum(process.generation is self.generation and process.number != STATUS
-                      for process in self.processes.values())
-        status = sum(process.number == STATUS for process in self.processes.values())
-        self.board.set(ready=ready and serving > 0, stopping=self.stopping, workers=serving,
-                       draining=len(self.processes) - serving - status)
+        """Say on the Scoreboard how it is."""
+        workers = self.workers
+        serving = sum(process.generation is self.generation for process in workers)
+        self.scoreboard.set(ready=ready and serving > 0, stopping=self.stopping, workers=serving,
+                            draining=len(workers) - serving)
 
 
 def words(ended):

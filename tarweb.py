@@ -11,18 +11,15 @@ import os
 import sys
 import time
 import traceback
+from functools import partial
 
 import workers
-from counters import Board
-from credentials import CredentialsError
-from generation import Generation, prepare_tls
-from ktls import KernelTlsError
+from generation import Generation
 from listeners import Listeners, Notifier, url
-from tar import ArchiveError
-from openssl import OpenSSLError
-from options import LEVELS, UsageError, parse_arguments
-from sandbox import Sandbox, SandboxError
+from options import LEVELS, StartError, UsageError, import_group, parse_arguments
+from sandbox import Sandbox
 from supervisor import STATUS, Supervisor
+from tar import ArchiveError
 from uring import Ring, RingError
 
 __version__ = "0.1.0"
@@ -34,51 +31,50 @@ NO_MEMORY = "there is not enough memory: raise its limit (ulimit -v, or that of 
 log = logging.getLogger("tarweb")
 
 
-def run(arguments):
+def run(options):
     """Limit, listen, load, fork, serve. The exit status; raises what main explains."""
     started = time.monotonic()
     gc.disable()        # indexing makes no cycles, but so many objects that the collector would take a fifth of it
-    workers.raise_limits(arguments)
-    board, notifier = Board(), Notifier(os.environ)
-    sandbox = Sandbox(arguments, notifier.address.startswith("\0"))
-    listeners = Listeners(arguments)
-    Ring(8, entries=8, buffers=1, use_liburing=not arguments.no_liburing).close()      # or say why not, at once
-    prepared = prepare_tls(arguments)
-    sandbox.confine_parent(arguments.access_log, *listeners.paths.values())
-
-    def load(previous, same_sites):
-        return Generation(arguments, prepared, previous, same_sites)
-
-    def child(generation, number, row, ready, left):
-        return serve(generation, listeners, number, row, board, arguments, sandbox, ready, left)
-
-    def introduce(generation, number):
-        board.describe(generation.as_json(__version__, number, listeners.urls(generation.scheme)))
+    workers.raise_limits(options)
+    notifier = Notifier(os.environ)
+    sandbox = Sandbox(options, notifier.address.startswith("\0"))
+    listeners = Listeners(options)
+    scoreboard = tls = None
+    if listeners.status:
+        import_group("status")          # systemd may have opened it, without a flag
+        from metrics import Scoreboard
+        scoreboard = Scoreboard()
+    Ring(8, entries=8, buffers=1, use_liburing=not options.no_liburing).close()      # or say why not, at once
+    if options.tls_cert:
+        from credentials import prepare_tls
+        tls = prepare_tls(options)
+    sandbox.confine_parent(options.access_log, *listeners.paths.values())
 
     def on_ready(generation):
         words = "".join(f"{line}\n" for line in announce(generation, listeners, sandbox, started))
         with contextlib.suppress(OSError):          # a full disk, a reader that has gone: pages are served all the same
-            os.write(STANDARD_ERROR if arguments.access_log == "-" else STANDARD_OUTPUT, os.fsencode(words))
+            os.write(STANDARD_ERROR if options.access_log == "-" else STANDARD_OUTPUT, os.fsencode(words))
 
     try:
-        return Supervisor(arguments, listeners, board, notifier, load, child, introduce, on_ready).run()
+        return Supervisor(options, listeners, scoreboard, notifier, partial(Generation, options, tls),
+                          partial(serve, options, listeners, scoreboard, sandbox), on_ready).run()
     finally:
         listeners.close()
 
 
-def serve(generation, listeners, number, row, board, arguments, sandbox, ready, left):
+def serve(options, listeners, scoreboard, sandbox, generation, number, row, ready, left):
     """The whole life of a child process; its exit status."""
     try:
         if number == STATUS:
-            worker = workers.make_status_worker(listeners, board, arguments, sandbox)
+            worker = workers.make_status_worker(listeners, scoreboard, options, sandbox)
         else:
-            if arguments.cpu_affinity:
+            if options.cpu_affinity:
                 cpus = sorted(os.sched_getaffinity(0))
                 os.sched_setaffinity(0, {cpus[number % len(cpus)]})
-            worker = workers.make_worker(generation, listeners, number, board, row, arguments, sandbox)
+            worker = workers.make_worker(generation, listeners, number, scoreboard, row, options, sandbox)
         workers.run(worker, sandbox, ready, left)
         return 0
-    except (RingError, SandboxError, UsageError) as error:
+    except (RingError, StartError, UsageError) as error:
         log.error("%s", error)
     except OSError as error:                        # the machine refuses something; -v debug tells where
         log.error("worker: %s", error.strerror or error)
@@ -121,15 +117,16 @@ def hold_standard_descriptors():
 
 def main(argv=None):
     hold_standard_descriptors()
-    arguments = parse_arguments(argv, __version__)
     logging.raiseExceptions = False     # a line that cannot be written is lost, and nothing else
-    logging.basicConfig(format="tarweb: %(message)s", level=LEVELS[arguments.verbose])
+    logging.basicConfig(format="tarweb: %(message)s")
     try:
-        return run(arguments)
-    except (ArchiveError, CredentialsError, UsageError) as error:
+        options = parse_arguments(argv, __version__)
+        log.setLevel(LEVELS[options.verbose])
+        return run(options)
+    except (ArchiveError, UsageError) as error:
         log.error("%s", error)
         return EXIT_USAGE
-    except (RingError, OpenSSLError, KernelTlsError, SandboxError) as error:
+    except (RingError, StartError) as error:
         log.error("%s", error)
     except OSError as error:
         log.error("%s", error.strerror or error)

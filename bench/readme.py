@@ -17,7 +17,7 @@ import report
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-import status  # noqa: E402
+import metrics  # noqa: E402
 from connection import FREE, STATES  # noqa: E402
 
 SHOWN = ("small", "browser", "miss", "files", "24k", "1m", "100m", "newconn", "log", "two",
@@ -72,12 +72,12 @@ def sentences(results):
 def metrics_block():
     """A table of what /metrics shows."""
     rows = [["metric", "labels", "meaning"], ["---"] * 3]
-    for metric in (*status.METRICS_OF_BOARD, *status.ARCHIVES, status.INFO):
+    for metric in (*metrics.METRICS_OF_NUMBERS, *metrics.ARCHIVES, metrics.INFO):
         values = {}         # label -> the values that it can have, where they are known
         for labels in metric.numbers.values():
             for label, value in labels.items():
                 values.setdefault(label, {})[value] = None
-        known = metric in status.METRICS_OF_BOARD
+        known = metric in metrics.METRICS_OF_NUMBERS
         labels = "; ".join(f"`{label}`" + f": {', '.join(found)}" * known for label, found in values.items())
         rows.append([f"`tarweb_{metric.name}`", labels, metric.help])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -6,8 +6,8 @@ import sys
 import atheris
 
 # What coverage is measured in: the modules that strangers' bytes come through, and the standard library's for tar.
-MODULES = ["http1", "reply", "accesslog", "proxy", "tarfile", "tar", "archive", "tls", "ktls", "credentials", "acceptor",
-           "clock", "connection", "worker", "plan", "uring"]
+MODULES = ["http1", "reply", "accesslog", "proxy", "tarfile", "tar", "archive", "tls", "ktls", "credentials",
+           "acceptor", "clock", "connection", "worker", "plan", "uring"]
 
 with atheris.instrument_imports(include=MODULES):
     sys.modules.pop("tarfile", None)        # atheris has come with it

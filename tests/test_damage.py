@@ -35,8 +35,8 @@ CUT_OFF = "responses from the lost part are cut off"
 WITHOUT_MEMORY = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
-import sites, tarweb
-sites.available_memory = lambda: 0
+import generation, tarweb
+generation.available_memory = lambda: 0
 sys.exit(tarweb.main())
 """
 

@@ -8,10 +8,10 @@ from support import ROOT
 import accesslog
 import acceptor
 import connection
-import counters
 import credentials
 import http1
 import linux
+import options
 import plan
 import reply
 import transport
@@ -65,7 +65,7 @@ def test_limits_are_those_of_the_code():
                  f"a buffer of {-(-transport.LARGE_BUFFER // kib)} KiB for each connection |",
                  f"| {transport.MEMO_PLAINTEXT // mib} MiB, for each worker |",
                  f"| {plan.COLD_SEND_SIZE // kib} KiB |", f"| {accesslog.MAX_WAITING // mib} MiB, for each worker |",
-                 f"| {counters.ROWS} | no further reload |",
+                 f"| {options.MAX_WORKERS} | no further reload |",
                  f"every\n  {credentials.TICKET_PERIOD // 3600} hours",
                  f"| {plan.MEMO_PLANS // mib} MiB and {plan.MEMO_REQUESTS // mib} MiB, for each worker |"):
         assert said in TEXT

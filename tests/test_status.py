@@ -1,4 +1,4 @@
-"""The status listener: what its responder makes of a Board, and what a server that runs says of itself."""
+"""The status listener: what its responder makes of a Scoreboard, and what a server that runs says of itself."""
 
 import base64
 import contextlib
@@ -15,11 +15,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support import FILES, build_tar, children, noise, request, run_tarweb, wait_until
 
-from counters import GAUGES, NUMBERS, SERVER, Board, Counts
+from counters import GAUGES, NUMBERS, Counts
 from http1 import parse_head
+from metrics import METRICS_OF_NUMBERS, REFRESH, SERVER, Scoreboard, StatusResponder
+from metrics import page as page_of
 from plan import header_section
-from status import METRICS_OF_BOARD, REFRESH, StatusResponder
-from status import page as page_of
 
 LEFT_OUT: set[str] = set()      # numbers that are deliberately not shown
 ABOUT = {
@@ -30,13 +30,13 @@ ABOUT = {
 HUGE = {"huge.bin": noise(16 << 20, seed=6), "next": b"the next one"}
 
 
-# --- a Board, and what is made of it -------------------------------------------------------------------------------
+# --- a Scoreboard, and what is made of it --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def board():
     """That of a server which has just begun."""
-    board = Board()
+    board = Scoreboard()
     board.describe(json.dumps(ABOUT))
     board.set(started=1_700_000_000, ready=1, workers=2, generation=1)
     return board
@@ -72,7 +72,7 @@ def publish(board, **numbers):
 
 
 def test_every_number_is_shown_once():
-    shown = [number for metric in METRICS_OF_BOARD for number in metric.numbers]
+    shown = [number for metric in METRICS_OF_NUMBERS for number in metric.numbers]
     assert len(shown) == len(set(shown))
     assert set(shown) - {"reload_success"} == {*NUMBERS, *SERVER} - LEFT_OUT
 
@@ -188,7 +188,7 @@ def test_a_description_that_is_being_written(board):
 
 @pytest.mark.parametrize("target", ["/", "/metrics"])
 def test_before_there_is_a_description(target):
-    code, _, text = ask(Board(), target)
+    code, _, text = ask(Scoreboard(), target)
     assert code == 200
     assert text
 
@@ -235,7 +235,7 @@ def test_other_methods(board, method, target):
 def test_nothing_that_needs_an_archive(board):
     """Methods for files were inherited once, `not_found` among them, and each failed: there is no archive here."""
     names = {name for name in dir(StatusResponder(board)) if not name.startswith("_")}
-    assert names == {"about", "board", "look", "reply"}
+    assert names == {"about", "scoreboard", "look", "reply"}
 
 
 @pytest.mark.parametrize("target", ["/metrics/", "/index.html", "/healthz/x", "/Metrics", "//"])
@@ -338,7 +338,7 @@ def test_the_page_shows_every_number_that_matters(board):
     secure = Page(ask(board, "/")[2])
     assert not any("handshakes: " in cell for cell in plain.cells)
     assert "handshakes: kind kernel, resumed no" in secure.cells
-    shown = [labels for metric in METRICS_OF_BOARD for labels in metric.numbers]
+    shown = [labels for metric in METRICS_OF_NUMBERS for labels in metric.numbers]
     assert secure.names.count("tr") == len(shown) + 2, "a row for each number, the archive and its heading"
 
 

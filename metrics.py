@@ -1,24 +1,133 @@
-"""What the status listener answers: for probes, for Prometheus, and a page for people; from one table of metrics."""
+"""Numbers that all processes share, and what the status listener makes of them: answers to probes, metrics for
+Prometheus, and a page for people, from one table of metrics.
+
+A worker counts in attributes of its own (`Counts`) and writes them once a second into its row of the `Scoreboard`,
+memory that was there before the workers were forked. A row has one writer, and each number is one 8-byte store, so no
+lock is needed: a reader sees a number as it was or as it is. When a worker has ended, the parent adds what it counted
+to the row of those that are no more, and the row is free; a reader of sums looks again if that has happened meanwhile.
+"""
 
 import base64
 import contextlib
 import hashlib
 import html
 import json
+import mmap
 import time
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from counters import Board
+from counters import COUNTERS, NUMBERS
+from options import MAX_WORKERS
 from reply import NO_STORE, READ_ONLY, content_reply, error_reply
+
+# What the parent knows. Times are in seconds since the epoch; `ready` and `stopping` are 0 or 1.
+SERVER = (
+    "started", "generation", "reloads", "reloads_failed", "last_reload", "ready", "stopping",
+    "workers", "draining", "restarts",
+)
+WORD = 8                        # bytes
+ROWS = MAX_WORKERS + 1          # processes at a time: the one that answers the status listener has a row, too
+PAST = ROWS                     # the row of those that are no more
+TEXT_SIZE = 1024 * 1024         # bytes
+TRIES = 100                     # of a sum
 
 TEXT, PAGE = b"text/plain; charset=utf-8", b"text/html; charset=utf-8"
 EXPOSITION = b"text/plain; version=0.0.4; charset=utf-8"    # prometheus.io/docs/instrumenting/exposition_formats
 REFRESH = 5                     # seconds after which the page asks again
 
 
+# --- numbers
+
+class Scoreboard:
+    """Rows of numbers for the workers, a row for the server, and a text."""
+
+    def __init__(self):
+        words = (ROWS + 1) * len(NUMBERS) + len(SERVER) + 2
+        self.memory = mmap.mmap(-1, words * WORD + TEXT_SIZE)            # shared with all processes forked from now on
+        self.words = memoryview(self.memory)[:words * WORD].cast("Q")
+        self.server_at = (ROWS + 1) * len(NUMBERS)
+        self.size_at = self.server_at + len(SERVER)
+        self.folds_at = self.size_at + 1            # a count that is odd while a row is folded
+        self.text = memoryview(self.memory)[words * WORD:]
+        self.free = list(reversed(range(ROWS)))
+
+    # the parent
+
+    def take_row(self):
+        """A row for a new worker; None where all are taken."""
+        return self.free.pop() if self.free else None
+
+    def free_row(self, row):
+        """Its worker has ended: keep what it counted, drop what it had."""
+        start, past = row * len(NUMBERS), PAST * len(NUMBERS)
+        self.words[self.folds_at] += 1
+        for i in range(len(COUNTERS)):
+            self.words[past + i] += self.words[start + i]
+        for i in range(len(NUMBERS)):
+            self.words[start + i] = 0
+        self.words[self.folds_at] += 1
+        self.free.append(row)
+
+    def set(self, **values):
+        """Set numbers of SERVER."""
+        for name, value in values.items():
+            self.words[self.server_at + SERVER.index(name)] = int(value)
+
+    def add(self, name):
+        self.words[self.server_at + SERVER.index(name)] += 1
+
+    def introduce(self, generation, number, urls):
+        """Describe the generation that serves as the `number`-th."""
+        sites = [{"host": host, "path": archive.path, "files": archive.files, "bytes": archive.bytes,
+                  "size": archive.size, "mtime": archive.identity.mtime // 10 ** 9, "etag": archive.digest,
+                  "generation": number} for host, archive in generation.newest()]
+        self.describe(json.dumps({"version": generation.options.version, "sites": sites, "listeners": urls,
+                                  "tls": generation.tls.words if generation.tls else "", "error": generation.error}))
+
+    def describe(self, text):
+        """Set the text, cut to TEXT_SIZE. A reader could see a mix of two; it is for people, and changes rarely."""
+        data = text.encode()[:TEXT_SIZE]
+        self.text[:len(data)] = data
+        self.words[self.size_at] = len(data)
+
+    # a worker
+
+    def publish(self, row, counts):
+        start = row * len(NUMBERS)
+        for i, name in enumerate(NUMBERS):
+            self.words[start + i] = getattr(counts, name)
+
+    # whoever asks
+
+    def totals(self):
+        """The sum over all workers of each of NUMBERS, those that are no more included for COUNTERS."""
+        for _ in range(TRIES):
+            folds, sums = self.words[self.folds_at], self.sum()
+            if not folds % 2 and folds == self.words[self.folds_at]:
+                break
+        return dict(zip(NUMBERS, sums, strict=True))
+
+    def sum(self):
+        sums = [0] * len(NUMBERS)
+        for row in range(ROWS + 1):
+            start = row * len(NUMBERS)
+            for i, value in enumerate(self.words[start:start + len(NUMBERS)]):
+                sums[i] += value
+        return sums
+
+    def server(self):
+        """The numbers of SERVER."""
+        return {name: self.words[self.server_at + i] for i, name in enumerate(SERVER)}
+
+    def description(self):
+        return bytes(self.text[:self.words[self.size_at]]).decode(errors="replace")
+
+
+# --- the table of metrics
+
 class Metric(NamedTuple):
-    """numbers: each name that it shows, of Board.totals() or Board.server(), with its labels. A metric of the archives
+    """numbers: each name that it shows, of Scoreboard.totals() or server(), with its labels. A metric of the archives
     shows what the description has for each site, and its labels too say what of that."""
 
     name: str                   # behind tarweb_
@@ -88,7 +197,7 @@ METRICS = {
         one("worker_restarts_total", "restarts", "Processes that have died and been replaced. Should be 0."),
     ),
 }
-METRICS_OF_BOARD = [metric for metrics in METRICS.values() for metric in metrics]
+METRICS_OF_NUMBERS = [metric for metrics in METRICS.values() for metric in metrics]
 OF_SITE = {"site": "host"}
 ARCHIVES = (
     Metric("archive_info", "Always 1, for each archive: its host (none: any other), path and identity.",
@@ -122,10 +231,10 @@ CONTENT_SECURITY = b"Content-Security-Policy", (b"default-src 'none'; style-src 
 
 
 class StatusResponder:
-    """Answers with what is on the Board at that moment."""
+    """Answers with what is on the Scoreboard at that moment."""
 
-    def __init__(self, board: Board):
-        self.board = board
+    def __init__(self, scoreboard):
+        self.scoreboard = scoreboard
         self.about: dict = {}           # the description, as it could be read last
 
     def reply(self, request):
@@ -136,7 +245,7 @@ class StatusResponder:
         if path == b"/healthz":
             return answer(request, 200, TEXT, "ok\n")
         if path == b"/readyz":
-            hindrance = why_not_ready(self.board.server())
+            hindrance = why_not_ready(self.scoreboard.server())
             return answer(request, 503 if hindrance else 200, TEXT, f"{hindrance or 'ready'}\n")
         if path == b"/metrics":
             return answer(request, 200, EXPOSITION, exposition(*self.look()))
@@ -147,9 +256,9 @@ class StatusResponder:
     def look(self):
         """(numbers, description) of now."""
         with contextlib.suppress(ValueError):       # it is being written
-            self.about = json.loads(self.board.description())
+            self.about = json.loads(self.scoreboard.description())
         success = {"reload_success": int(not self.about.get("error"))}
-        return self.board.totals() | self.board.server() | success, self.about
+        return self.scoreboard.totals() | self.scoreboard.server() | success, self.about
 
 
 def answer(request, status, media_type, text, *extra):
@@ -171,7 +280,7 @@ def why_not_ready(numbers):
 
 def series(metric, numbers, about):
     """(labels, value) of all that a metric shows."""
-    if metric in METRICS_OF_BOARD:
+    if metric in METRICS_OF_NUMBERS:
         yield from ((labels, numbers[name]) for name, labels in metric.numbers.items())
         return
     for thing in about.get("sites", ()) if metric in ARCHIVES else (about,):
@@ -182,7 +291,7 @@ def series(metric, numbers, about):
 def exposition(numbers, about):
     """All metrics in the text format."""
     lines: list[str] = []
-    for metric in (*METRICS_OF_BOARD, *ARCHIVES, INFO):
+    for metric in (*METRICS_OF_NUMBERS, *ARCHIVES, INFO):
         lines += f"# HELP tarweb_{metric.name} {metric.help}", f"# TYPE tarweb_{metric.name} {metric.kind}"
         for labels, value in series(metric, numbers, about):
             pairs = ",".join(f'{label}="{escape(text)}"' for label, text in labels.items())
@@ -196,7 +305,7 @@ def escape(text):
 
 # --- for people
 
-def page(now, numbers, about):
+def page(wall, numbers, about):
     """HTML that needs nothing else, and asks again by itself."""
     hindrance, error = why_not_ready(numbers), about.get("error")
     state = f"not ready: {hindrance}" if hindrance else "ready"
@@ -217,7 +326,7 @@ def page(now, numbers, about):
 <body>
 <h1>tarweb {html.escape(about.get("version", ""))}</h1>
 <p class="state{' bad' * bool(hindrance or error)}">{html.escape(state + failure)}</p>
-<p>{html.escape(summary(now, numbers, about))}</p>
+<p>{html.escape(summary(wall, numbers, about))}</p>
 <h2>Archives</h2>
 <div class="wide">
 {table(sites, ["host", "path", "identity", "files", "bytes", "changed"])}</div>
@@ -228,10 +337,10 @@ def page(now, numbers, about):
 """
 
 
-def summary(now, numbers, about):
+def summary(wall, numbers, about):
     hits = numbers["memo_hits"]
     share = 100 * hits / max(1, hits + numbers["memo_misses"])
-    uptime = timedelta(seconds=max(0, int(now) - numbers["started"])) if numbers["started"] else "0"
+    uptime = timedelta(seconds=max(0, int(wall) - numbers["started"])) if numbers["started"] else "0"
     return (f"Up {uptime}; generation {numbers['generation']}; {numbers['reloads']} reloads and "
             f"{numbers['reloads_failed']} failed ones. Memo hits: {share:.1f} %. TLS: {about.get('tls') or 'none'}. "
             f"Listens on {', '.join(about.get('listeners', ()))}.")

@@ -1,14 +1,15 @@
-"""The board of numbers that all processes share."""
+"""The scoreboard: numbers that all processes share."""
 
 import os
 
 import pytest
-from counters import COUNTERS, GAUGES, NUMBERS, PAST, ROWS, SERVER, TEXT, Board, Counts
+from counters import COUNTERS, GAUGES, NUMBERS, Counts
+from metrics import PAST, ROWS, SERVER, TEXT_SIZE, Scoreboard
 
 
 @pytest.fixture
 def board():
-    return Board()
+    return Scoreboard()
 
 
 def counts_of(start):
@@ -146,9 +147,9 @@ def test_a_text_replaces_a_longer_one(board):
 
 
 def test_a_text_that_is_too_long_is_cut(board):
-    board.describe("\u20ac" * TEXT)
-    assert len(board.description().encode(errors="replace")) <= TEXT + 3
-    assert board.description().startswith("\u20ac" * (TEXT // 3))
+    board.describe("\u20ac" * TEXT_SIZE)
+    assert len(board.description().encode(errors="replace")) <= TEXT_SIZE + 3
+    assert board.description().startswith("\u20ac" * (TEXT_SIZE // 3))
     assert board.totals() == dict.fromkeys(NUMBERS, 0)
 
 
@@ -196,7 +197,7 @@ def test_a_child_that_is_killed_leaves_what_it_published(board):
 
 
 class Meddled:
-    """Words of a Board; `action` happens, once, when part of them has been read."""
+    """Words of a Scoreboard; `action` happens, once, when part of them has been read."""
 
     def __init__(self, words, action):
         self.words, self.action = words, action

@@ -136,11 +136,17 @@ def map_huge(fd, length, bits):
 
 MAP_FIXED, MAP_HUGETLB, MAP_HUGE_SHIFT = 0x10, 0x40000, 26      # <asm-generic/mman.h>, <linux/mman.h>
 MADV_POPULATE_READ = 22                         # <asm-generic/mman-common.h>, Linux 5.14
+POPULATED_AT_ONCE = 64 << 20                    # bytes: some seconds of a memory card
 
 
 def populate(address, length):
-    """Bring a mapping's pages in now, so that no request waits for a page fault. True if it was done."""
-    return libc.madvise(address, length, MADV_POPULATE_READ) == 0
+    """Bring a mapping's pages in now, so that no request waits for a page fault. True if it was done.
+
+    In pieces: while one is read from the disk, no handler of a signal runs.
+    """
+    end = address + length
+    return all(libc.madvise(at, min(POPULATED_AT_ONCE, end - at), MADV_POPULATE_READ) == 0
+               for at in range(address, end, POPULATED_AT_ONCE))
 
 
 def lock_program():

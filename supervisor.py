@@ -5,9 +5,14 @@ one is loaded and its workers are ready before those of the one before are told 
 changed. The listening sockets belong to none of them.
 
 Facts about signals
-  * Python's handlers run between two instructions of this process, also while it loads; so SIGALRM can keep systemd's
-    watchdog content meanwhile, and SIGTERM can break a load off.
+  * Python's handlers run between two instructions of this process, also while it loads: SIGTERM can break a load off.
   * Forking happens with all of them blocked: until a child has its own handlers, it would report to the parent's pipe.
+
+What systemd's watchdog is promised: each half of its time SIGALRM comes, and it is fed
+  * by the loop, once the signal has come out of the loop's pipe: a loop that hangs feeds nothing;
+  * while the loop waits for workers, which it does for START_WITHIN or RETIRE_WITHIN seconds at the most;
+  * while a load moves on, however long it takes: where this process, its threads included, has used the processor since
+    SIGALRM came last. A load that waits for a disk which gives nothing feeds nothing.
 """
 
 import contextlib
@@ -32,8 +37,11 @@ STATUS = -1                     # the number of the process that answers the sta
 YOUNG = 10                      # seconds: who dies sooner is replaced after a while only
 BACK_OFF = 0.1, 30              # seconds: the first while, and the longest; it doubles each time
 FLUX = 3                        # seconds after a write to an archive that it is looked at again and again
+START_WITHIN = 60               # seconds for a worker to be ready: it takes a fraction of one where nothing hangs, and
+                                # some where all that is in memory has to be mapped or the machine swaps
 RETIRE_WITHIN = 5               # seconds that a reload waits for the old workers to accept no more
 OVERDUE = 5                     # seconds beyond their time after which workers that do not end are killed
+MOVES = 0.001                   # seconds of processor time: the least that a load which moves on uses meanwhile
 EXIT_FAILURE = 1
 
 
@@ -79,6 +87,8 @@ class Supervisor:
         self.due = {}                   # number: when to fork the one that replaces a dead worker
         self.back_off = {}              # number: how long the next one of this number waits, if it has to
         self.loading = False
+        self.waits_until = 0.0          # when waiting for workers is over
+        self.used = 0.0                 # processor time when SIGALRM came last
         self.stopping = False
         self.kill_at = None             # when those who have not ended are killed
         self.drain_at = None            # when the lame duck's time is over
@@ -158,7 +168,9 @@ class Supervisor:
     def on_signal_now(self, number, _frame):
         """What cannot wait; the rest is `on_signal`, when nothing else is being done."""
         if number == signal.SIGALRM:
-            self.notifier.watchdog()
+            before, self.used = self.used, time.process_time()
+            if time.monotonic() < self.waits_until or self.loading and self.used - before > MOVES:
+                self.notifier.watchdog()
         elif number in ENDING and self.loading:
             self.loading = False
             raise Interrupted
@@ -170,6 +182,8 @@ class Supervisor:
             self.reload()
         elif number == signal.SIGUSR1 and not self.stopping:
             self.reload(same_sites=True)    # workers have the log as they were forked with it
+        elif number == signal.SIGALRM:
+            self.notifier.watchdog()
 
     def on_time(self, monotonic):
         """What the clock brings."""
@@ -257,12 +271,15 @@ class Supervisor:
         gc.collect()
         gc.freeze()             # in a worker the collector would write to all that is shared by then
         processes = [self.fork(generation, number) for number in range(self.options.threads)]
-        started = [process for process in processes if process and os.read(process.readiness, 1)]
-        if len(started) == len(processes):
+        forked = list(filter(None, processes))
+        said = self.wait_for(forked, START_WITHIN, (b"1", b""))
+        if [said.get(process) for process in processes] == [b"1"] * len(processes):
             return True
-        for process in filter(None, processes):
+        for process in forked:
             process.dismissed = True
-            if process not in started:
+            if process not in said:
+                log.error("worker %d was not ready within %d s: killed", process.pid, START_WITHIN)
+            elif not said[process]:
                 self.bury(process)
         self.tell(signal.SIGKILL, generation)
         return False
@@ -278,19 +295,29 @@ class Supervisor:
     def wait_for_leave(self, generation):
         """Until the workers of a generation accept no more. One that has not managed that within RETIRE_WITHIN seconds
         is killed: as the first to wait at a listener it would be given each connection, and do nothing with it."""
-        poller, until = select.poll(), time.monotonic() + RETIRE_WITHIN
-        waiting = {process.readiness: process for process in self.workers if process.generation is generation}
+        old = [process for process in self.workers if process.generation is generation]
+        left = self.wait_for(old, RETIRE_WITHIN, (b"",))
+        for process in old:
+            if process not in left:
+                log.error("worker %d, which was to retire, does not do anything: killed", process.pid)
+                process.dismissed = True
+                os.kill(process.pid, signal.SIGKILL)
+
+    def wait_for(self, processes, seconds, answers):
+        """{process: what came out of its readiness pipe}, once each has given one of these answers, or without those
+        that have given none within so many seconds."""
+        poller, said = select.poll(), {}
+        waiting = {process.readiness: process for process in processes}
         for pipe in waiting:
             poller.register(pipe, select.POLLIN)
-        while waiting and time.monotonic() < until:
-            for pipe, _ in poller.poll(1000 * RETIRE_WITHIN):
-                if not os.read(pipe, 1):
+        self.waits_until = time.monotonic() + seconds
+        while waiting and (left := self.waits_until - time.monotonic()) > 0:
+            for pipe, _ in poller.poll(1000 * left):
+                if (answer := os.read(pipe, 1)) in answers:
                     poller.unregister(pipe)
-                    del waiting[pipe]
-        for process in waiting.values():
-            log.error("worker %d, which was to retire, does not do anything: killed", process.pid)
-            process.dismissed = True
-            os.kill(process.pid, signal.SIGKILL)
+                    said[waiting.pop(pipe)] = answer
+        self.waits_until = 0.0
+        return said
 
     def tell(self, number, generation=None):
         """Send a signal to all children, or to those of one generation."""

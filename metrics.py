@@ -103,17 +103,10 @@ class Scoreboard:
     def totals(self):
         """The sum over all workers of each of NUMBERS, those that are no more included for COUNTERS."""
         for _ in range(TRIES):
-            folds, sums = self.words[self.folds_at], self.sum()
+            folds = self.words[self.folds_at]
+            sums = {name: sum(self.words[i:self.server_at:len(NUMBERS)]) for i, name in enumerate(NUMBERS)}
             if not folds % 2 and folds == self.words[self.folds_at]:
                 break
-        return dict(zip(NUMBERS, sums, strict=True))
-
-    def sum(self):
-        sums = [0] * len(NUMBERS)
-        for row in range(ROWS + 1):
-            start = row * len(NUMBERS)
-            for i, value in enumerate(self.words[start:start + len(NUMBERS)]):
-                sums[i] += value
         return sums
 
     def server(self):

@@ -120,7 +120,8 @@ class Supervisor:
         except Interrupted:
             return 0
         if not self.start(generation):
-            self.end_all()
+            for pid in self.processes:      # all of them killed
+                os.waitpid(pid, 0)
             return EXIT_FAILURE
         self.scoreboard.set(started=time.time())
         self.take_over(generation)
@@ -356,14 +357,6 @@ class Supervisor:
         self.scoreboard.add("restarts")
         log.error("worker %d ended: %s; another one takes its place%s", process.pid, words(ended),
                   f" in {wait:g} s" if wait else "")
-
-    def end_all(self):
-        """Kill what is left, and wait for it."""
-        self.stopping = True
-        self.tell(signal.SIGKILL)
-        for pid in list(self.processes):
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
 
     # generations
 

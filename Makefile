@@ -1,4 +1,5 @@
 # make run     serve site.tar (or SITE=...), or, without one, this repository's own pages
+# make tarweb.pyz   put the whole server into one file, which Python 3.11 and all later versions run
 # make test    install what the tests need and run them (T=tests/test_ranges.py for one file)
 # make fuzz    fuzz parsers and what peers can reach of the rest, a minute each (FUZZFLAGS='--seconds 600 --record')
 # make model   check the states of connections against chance, into tests/MODEL.md (MODELFLAGS='--steps 5000000')
@@ -20,6 +21,9 @@ SOAKFLAGS ?=
 
 run: $(SITE)
 	$(PYTHON) tarweb.py $(FLAGS) $(SITE)
+
+tarweb.pyz: deploy/pyz.py $(wildcard *.py)
+	$(PYTHON) deploy/pyz.py $@
 
 test: setup
 	.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(T)
@@ -52,4 +56,5 @@ $(DEMO): README.md LICENSE $(wildcard *.py)
 	tar -C .cache/demo -cf $@ .
 
 clean:
-	rm -rf .venv .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache __pycache__ */__pycache__ fuzz/crashes
+	rm -rf .venv .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache __pycache__ */__pycache__ fuzz/crashes \
+	    build *.egg-info */*.egg-info tarweb.pyz

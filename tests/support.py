@@ -21,7 +21,7 @@ import brotli
 import h11
 
 ROOT = Path(__file__).resolve().parent.parent
-TARWEB = ROOT / "tarweb.py"
+TARWEB = Path(os.environ.get("TARWEB_PROGRAM", ROOT / "tarweb.py"))     # or one copied elsewhere, or tarweb.pyz
 PYTHON = os.environ.get("TARWEB_PYTHON", sys.executable)
 MTIME = 1_600_000_000  # of every member, unless said otherwise
 LAST_MODIFIED = "Sun, 13 Sep 2020 12:26:40 GMT"
@@ -195,9 +195,9 @@ def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def run_tarweb(*arguments, seconds=30, **options):
+def run_tarweb(*arguments, seconds=30, program=TARWEB, **options):
     """Run the command line to its end, for the cases in which nothing is served."""
-    return subprocess.run([PYTHON, str(TARWEB), *map(str, arguments)], stdin=subprocess.DEVNULL, capture_output=True,
+    return subprocess.run([PYTHON, str(program), *map(str, arguments)], stdin=subprocess.DEVNULL, capture_output=True,
                           text=True, timeout=seconds, check=False, **options)
 
 

@@ -193,6 +193,21 @@ def size(count):
 
 # --- into memory, and out of it
 
+def watch(library):
+    """What Clock takes to see that archives are written to; None where the system allows no more of that."""
+    inotify = linux.open_inotify()
+    for archive in library.archives:
+        linux.report_writes(inotify, archive.fd)
+    return (inotify, partial(on_damage, inotify, library)) if inotify >= 0 else None
+
+
+def on_damage(inotify, library):
+    with contextlib.suppress(BlockingIOError):
+        while os.read(inotify, 4096):
+            pass
+    hide_lost(library)
+
+
 def hide_lost(library):
     """Archives have been written to: where one is shorter now, let there be nothing in memory where there was a file.
 

@@ -17,7 +17,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from counters import COUNTERS, NUMBERS
+from clock import COUNTERS, NUMBERS
 from options import MAX_WORKERS
 from reply import NO_STORE, READ_ONLY, content_reply, error_reply
 

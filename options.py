@@ -1,7 +1,6 @@
 """The command line: its flags, their types, and which of them go together."""
 
 import argparse
-import importlib
 import logging
 import os
 import re
@@ -174,7 +173,7 @@ def import_group(name):
     """Import the modules of a group, before a process is locked in that uses them. Raises UsageError."""
     for module in GROUPS[name]:
         try:
-            importlib.import_module(module)
+            __import__(module)
         except ModuleNotFoundError as error:
             if error.name not in GROUPS[name]:
                 raise

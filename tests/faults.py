@@ -25,14 +25,14 @@ needs_strace = pytest.mark.skipif(not STRACE or os.geteuid() != 0, reason="strac
 PAUSED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
-import tarweb, workers
+import tarweb
 def after_a_pause(function):
     def run(*arguments):
         os.kill(os.getpid(), signal.SIGSTOP)
         return function(*arguments)
     return run
 if sys.argv.pop(1) == "worker":
-    workers.make_worker = after_a_pause(workers.make_worker)
+    tarweb.make_worker = after_a_pause(tarweb.make_worker)
 else:
     tarweb.run = after_a_pause(tarweb.run)
 sys.exit(tarweb.main())

@@ -32,7 +32,7 @@ from connection import (
     ACCEPT, CLOSING, FREE, HANDSHAKE, IDLE, INTERIM, LINGER, LOG, PREFACE, RESPONSE, SHUTDOWN, SLOT, Limits,
     illegal_flags,
 )
-from counters import Counts
+from clock import Counts
 from plan import WARM_SECONDS, Memo, make_site
 from proxy import Networks
 from reply import BOUNDARY, Responder

@@ -23,7 +23,7 @@ SAYS = rf"worker \d+ was not ready within {WAIT} s: killed\n"
 HANGING = f"""
 import os, signal, sys, time
 sys.path.insert(0, sys.argv.pop(1))
-import generation, supervisor, tarweb, workers
+import generation, supervisor, tarweb
 supervisor.START_WITHIN = {WAIT}
 what, path = sys.argv.pop(1), sys.argv.pop(1)
 def hangs(function, hang):
@@ -33,7 +33,7 @@ def hangs(function, hang):
         return function(*arguments, **options)
     return run
 if what == "worker":
-    workers.make_worker = hangs(workers.make_worker, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    tarweb.make_worker = hangs(tarweb.make_worker, lambda: os.kill(os.getpid(), signal.SIGSTOP))
 elif what == "load":
     generation.open_archive = hangs(generation.open_archive, lambda: time.sleep(3600))
 else:

@@ -18,12 +18,11 @@ MAY_IMPORT = {  # arrows run one way
     "http1": set(),
     "media": set(),
     "linux": set(),
-    "counters": set(),
     "tar": set(),
     "archive": {"media", "tar"},
     "uring": {"linux"},
     "reply": {"http1", "archive"},
-    "metrics": {"counters", "options", "reply"},
+    "metrics": {"clock", "options", "reply"},
     "plan": {"linux", "http1", "reply"},
     "proxy": {"connection", "linux"},
     "connection": {"linux"},
@@ -40,11 +39,9 @@ MAY_IMPORT = {  # arrows run one way
     "sandbox": {"linux", "options"},
     "listeners": {"acceptor", "linux", "options"},
     "generation": {"accesslog", "archive", "credentials", "linux", "reply", "tar"},
-    "workers": {"accesslog", "archive", "clock", "connection", "counters", "credentials", "generation", "linux",
-                "metrics", "options", "plan", "reply", "tls", "transport", "uring", "worker"},
     "supervisor": {"clock", "linux", "options"},
-    "tarweb": {"credentials", "generation", "listeners", "metrics", "options", "sandbox", "supervisor", "tar", "uring",
-               "workers"},
+    "tarweb": {"accesslog", "archive", "clock", "connection", "credentials", "generation", "linux", "listeners",
+               "metrics", "options", "plan", "reply", "sandbox", "supervisor", "tar", "tls", "transport", "uring", "worker"},
 }
 BIND_C = {"linux", "uring", "openssl", "credentials", "ktls", "tls"}    # these have ctypes, and call what they like
 # What others call of C by way of these six: OpenSSL's functions, and such of ours as do what they are told with any

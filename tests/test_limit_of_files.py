@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-import workers
+import tarweb
 from options import UsageError
 
 FIRST = 10      # the highest descriptor open at start, plus one
@@ -21,9 +21,9 @@ def limit(monkeypatch):
                 raise ValueError("not allowed to raise maximum limit")
             now.append(both)
 
-        monkeypatch.setattr(workers, "is_open", lambda fd: fd < FIRST)
-        monkeypatch.setattr(workers.resource, "getrlimit", lambda _: (hard, hard))
-        monkeypatch.setattr(workers.resource, "setrlimit", setrlimit)
+        monkeypatch.setattr(tarweb, "is_open", lambda fd: fd < FIRST)
+        monkeypatch.setattr(tarweb.resource, "getrlimit", lambda _: (hard, hard))
+        monkeypatch.setattr(tarweb.resource, "setrlimit", setrlimit)
         return now
     return begin
 
@@ -38,20 +38,20 @@ def limit(monkeypatch):
 ))
 def test_connections_and_slots(limit, hard, root, wanted, connections, becomes):
     now = limit(hard, root)
-    assert workers.limit_connections(wanted) == (connections, becomes[0])
+    assert tarweb.limit_connections(wanted) == (connections, becomes[0])
     assert now == [becomes]
 
 
 def test_a_high_descriptor_costs_one_place(limit, monkeypatch):
     limit(1024)
-    monkeypatch.setattr(workers, "is_open", lambda fd: fd < FIRST or fd == 900)
-    assert workers.limit_connections(None) == (1024 - FIRST - 1 - 1, 1024)
+    monkeypatch.setattr(tarweb, "is_open", lambda fd: fd < FIRST or fd == 900)
+    assert tarweb.limit_connections(None) == (1024 - FIRST - 1 - 1, 1024)
 
 
 def test_what_was_asked_for_does_not_give_way(limit):
     limit(1024)
     with pytest.raises(UsageError, match=r"--max-connections 5000 .*1024.*ulimit -n"):
-        workers.limit_connections(5000)
+        tarweb.limit_connections(5000)
 
 
 @pytest.mark.parametrize("error", (OSError, ValueError))
@@ -60,6 +60,6 @@ def test_what_the_system_refuses_is_explained(limit, monkeypatch, error):
         raise error
 
     limit(1024, root=True)
-    monkeypatch.setattr(workers.resource, "setrlimit", refuse)
+    monkeypatch.setattr(tarweb.resource, "setrlimit", refuse)
     with pytest.raises(UsageError, match=r"--max-connections 2000000 .*fs\.nr_open"):
-        workers.limit_connections(2_000_000)
+        tarweb.limit_connections(2_000_000)

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from counters import COUNTERS, GAUGES, NUMBERS, Counts
+from clock import COUNTERS, GAUGES, NUMBERS, Counts
 from metrics import PAST, ROWS, SERVER, TEXT_SIZE, Scoreboard
 
 

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support import FILES, build_tar, children, noise, request, run_tarweb, wait_until
 
-from counters import GAUGES, NUMBERS, Counts
+from clock import GAUGES, NUMBERS, Counts
 from http1 import parse_head
 from metrics import METRICS_OF_NUMBERS, REFRESH, SERVER, Scoreboard, StatusResponder
 from metrics import page as page_of

@@ -165,34 +165,34 @@ def inherited(fd, name):
 
 
 def open_tcp(address, count, flag):
-    """`count` listening TCP sockets, over which the kernel spreads connections. Raises UsageError, OSError."""
+    """`count` listening TCP sockets, over which the kernel spreads connections. Raises UsageError, OSError.
+
+    The first one is bound without SO_REUSEPORT, so that a port at which another process listens is an error, even where
+    that process has set the option. It is set then, so that the others can be bound to the same port (socket(7)).
+    """
     host, port = address
     try:
         found = socket.getaddrinfo(host or "::", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise UsageError(f"{flag}: {host!r} is no address of this machine: {error.strerror}") from None
     family, _, _, _, where = found[0]
-    sockets = []
-    for _ in range(count):
-        sockets.append(listen(family, where, share=count > 1))
-        where = (where[0], sockets[0].getsockname()[1], *where[2:])
-    return sockets
-
-
-def listen(family, where, share):
+    sockets: list[socket.socket] = []
     try:
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if share:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        tune(listener)
-        listener.bind(where)
-        listener.listen(BACKLOG)
+        while len(sockets) < count:
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, len(sockets) > 0)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            tune(listener)
+            listener.bind(where)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, count > 1)
+            listener.listen(BACKLOG)
+            where = listener.getsockname()
+            sockets.append(listener)
     except OSError as error:
-        raise OSError(error.errno, f"cannot listen on {where[0]} port {where[1]}: {error.strerror}") from None
-    return listener
+        raise OSError(error.errno, f"cannot listen on {host or '::'} port {port}: {error.strerror}") from None
+    return sockets
 
 
 def tune(listener):

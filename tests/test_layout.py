@@ -41,7 +41,8 @@ MAY_IMPORT = {  # arrows run one way
     "generation": {"accesslog", "archive", "credentials", "linux", "reply", "tar"},
     "supervisor": {"clock", "linux", "options"},
     "tarweb": {"accesslog", "archive", "clock", "connection", "credentials", "generation", "linux", "listeners",
-               "metrics", "options", "plan", "reply", "sandbox", "supervisor", "tar", "tls", "transport", "uring", "worker"},
+               "metrics", "options", "plan", "reply", "sandbox", "supervisor", "tar", "tls", "transport", "uring",
+               "worker"},
 }
 BIND_C = {"linux", "uring", "openssl", "credentials", "ktls", "tls"}    # these have ctypes, and call what they like
 # What others call of C by way of these six: OpenSSL's functions, and such of ours as do what they are told with any

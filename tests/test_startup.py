@@ -109,6 +109,16 @@ def test_a_second_server_does_not_share_the_port_of_the_first(start, site):
     assert server.fetch("/next").body == FILES["next"]
 
 
+@pytest.mark.parametrize("first", [(), ("--threads", "2")])
+def test_a_second_server_with_several_workers_does_not_share_the_port(start, site, first):
+    """All of its sockets but the first have SO_REUSEPORT, as those of the other server may have."""
+    server = start(site, *first)
+    said = refusal(1, "--listen", f"127.0.0.1:{server.port}", "--threads", "2", site)
+    assert said == f"tarweb: cannot listen on 127.0.0.1 port {server.port}: Address already in use\n"
+    for _ in range(10):
+        assert server.fetch("/next").body == FILES["next"]
+
+
 def forbid(number, errno):
     """In the child: answer a system call with an error, as a container's seccomp profile does."""
     # <linux/filter.h> struct sock_filter {u16 code; u8 jt, jf; u32 k}; <linux/seccomp.h> struct seccomp_data: nr at 0

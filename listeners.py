@@ -12,6 +12,7 @@ import contextlib
 import errno
 import grp
 import os
+import re
 import socket
 import stat
 import time
@@ -35,6 +36,8 @@ class Listeners:
         self.passing: socket.socket | None = None
         self.inherited: list[socket.socket] = []
         self.paths: dict[socket.socket, str] = {}       # of unix sockets, to be removed at the end
+        self.ipv4_ports = {address.port for address in options.listen
+                           if isinstance(address, Tcp) and re.fullmatch("[0-9.]+", address.host)} - {0}
         try:
             self.open_all(options)
         except BaseException:
@@ -75,7 +78,7 @@ class Listeners:
         """Sockets that listen on a Tcp or Unix address, which was given with `flag`."""
         if isinstance(address, Unix):
             return [self.open_unix(address, flag, socket.SOCK_STREAM)]
-        return open_tcp(address, count or self.workers, flag)
+        return open_tcp(address, count or self.workers, flag, address.port in self.ipv4_ports)
 
     def open_default(self, port):
         """All addresses; where there is no IPv6, those of IPv4."""
@@ -164,8 +167,10 @@ def inherited(fd, name):
     raise UsageError(f"descriptor {fd} ({name}) passed by systemd is no listening stream socket")
 
 
-def open_tcp(address, count, flag):
+def open_tcp(address, count, flag, only_ipv6=False):
     """`count` listening TCP sockets, over which the kernel spreads connections. Raises UsageError, OSError.
+
+    only_ipv6: whether [::] is without the addresses of IPv4, for which there is another socket.
 
     The first one is bound without SO_REUSEPORT, so that a port at which another process listens is an error, even where
     that process has set the option. It is set then, so that the others can be bound to the same port (socket(7)).
@@ -183,7 +188,7 @@ def open_tcp(address, count, flag):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, len(sockets) > 0)
             if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
             tune(listener)
             listener.bind(where)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, count > 1)

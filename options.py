@@ -132,8 +132,8 @@ def parse_arguments(argv, version):
     add = parser.add_argument
     add("tarfile", metavar="SITE.tar", nargs="?", help="an uncompressed tar; with --site, for all other hosts")
     add("-l", "--listen", metavar="ADDR", type=listen_address, action="append", default=[],
-        help="ADDR:PORT or unix:PATH[,MODE], where to listen, repeatable; port 0 takes a free one (default: [::]:8080, "
-             "IPv4 too; with TLS [::]:8443)")
+        help="ADDR:PORT or unix:PATH[,MODE], where to listen, repeatable; port 0 takes a free one; [::] takes IPv4 "
+             "too, unless an IPv4 address is given with the same port (default: [::]:8080; with TLS [::]:8443)")
     add("--site", metavar="HOST=FILE.tar", type=site, action="append", default=[],
         help="the site of a host, or of *.example.com; repeatable. Other hosts get SITE.tar, or 421 without it")
     add("--prefix", metavar="PATH", default="", help="strip this from the front of names in the tar")

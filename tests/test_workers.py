@@ -489,6 +489,20 @@ def test_ipv4_alone(start, site):
             Client(("::1", server.port))
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6")
+@pytest.mark.parametrize("threads", ["1", "2"])
+@pytest.mark.parametrize("hosts", [("0.0.0.0", "[::]"), ("[::]", "0.0.0.0"), ("127.0.0.1", "[::]")])
+def test_ipv4_and_ipv6_at_one_port(start, site, hosts, threads):
+    """As one writes it for nginx: `listen 80; listen [::]:80`."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    first, second = (f"{host}:{port}" for host in hosts)
+    start(site, "--listen", second, "--threads", threads, listen=first)
+    for address in ("127.0.0.1", "::1"):
+        with Client((address, port)) as client:
+            assert client.ask("/next").body == FILES["next"]
+
+
 # The real program, on a machine without IPv6 (ipv6.disable=1), whose default port is free.
 WITHOUT_IPV6 = """
 import errno, os, socket, sys

@@ -18,6 +18,7 @@ from functools import partial
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
+from linux import cpus
 from media import media_type
 from tar import CHUNK, Stored, Tree, chunks, members, normal_prefix, open_file, read
 from tar import ArchiveError as ArchiveError  # for whoever opens an archive
@@ -209,7 +210,7 @@ def contents(fd: int, path: str, paths: dict[bytes, Stored]) -> dict[int, Conten
     """Content by offset, for all that is served. Each file is read once, on all CPUs. Raises ArchiveError."""
     batches = list(_batches(_jobs(paths)))
     read_batch = partial(_read_batch, fd, path)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(len(cpus())) as pool:
         try:
             done = pool.map(read_batch, batches)
         except RuntimeError:                    # there can be no more threads just now: this one does it all

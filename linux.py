@@ -290,6 +290,14 @@ def bytes_acknowledged(fd):
     return int.from_bytes(TCP_INFO_HEAD.raw[120:], sys.byteorder)
 
 
+def cpus():
+    """The numbers of the CPUs that this process may use; of all, where a container does not let it ask."""
+    try:
+        return sorted(os.sched_getaffinity(0))
+    except OSError:
+        return list(range(os.cpu_count() or 1))
+
+
 def die_with_parent(number, parent):
     """Have the kernel send us signal `number` when the parent process ends (prctl(2)); if it has already, end."""
     libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)

@@ -7,6 +7,8 @@ import re
 from collections import namedtuple
 from typing import NamedTuple
 
+from linux import cpus
+
 LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG, "trace": 5}
 MAX_WORKERS = 1024              # at a time, those that finish what they were sending included
 
@@ -76,7 +78,7 @@ def number(low, high):
 
 def threads(text):
     """A number of workers; "auto" is one for each CPU that this process may use."""
-    return len(os.sched_getaffinity(0)) if text == "auto" else number(1, MAX_WORKERS)(text)
+    return len(cpus()) if text == "auto" else number(1, MAX_WORKERS)(text)
 
 
 def tcp_address(text):

@@ -20,7 +20,7 @@ from connection import LOG, Limits
 from generation import Generation, watch
 from linux import (
     OP_ACCEPT, OP_ASYNC_CANCEL, OP_CLOSE, OP_MADVISE, OP_POLL_ADD, OP_READ, OP_RECV, OP_RECVMSG, OP_SEND, OP_SENDMSG,
-    OP_SHUTDOWN, OP_TIMEOUT, OP_URING_CMD, OP_WRITE, lock_program,
+    OP_SHUTDOWN, OP_TIMEOUT, OP_URING_CMD, OP_WRITE, cpus, lock_program,
 )
 from listeners import Listeners, Notifier, url
 from options import LEVELS, StartError, UsageError, import_group, parse_arguments
@@ -80,10 +80,23 @@ def run(options):
 # --- the limit of open files
 
 def raise_limits(options):
-    """Those of open files and of locked memory (which rings are), while we may: in a worker it would be too late."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):      # the hard limit is more than fs.nr_open is by now
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    """Those of open files and of locked memory (which rings are), while we may: in a worker it would be too late.
+
+    Raises StartError where a container's profile, or a service's filter, lets nobody ask or set.
+    """
+    try:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(OSError, ValueError):      # the hard limit is more than fs.nr_open is by now
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        resource.setrlimit(resource.RLIMIT_CORE, resource.getrlimit(resource.RLIMIT_CORE))
+    except (OSError, ValueError):
+        raise StartError("this process may not look at its limits, or not set them: have the container's seccomp "
+                         "profile, or the service's SystemCallFilter=, allow prlimit64") from None
+    if options.cpu_affinity:
+        try:
+            os.sched_setaffinity(0, os.sched_getaffinity(0))
+        except OSError as error:
+            raise StartError(f"--cpu-affinity: this process may not choose its CPUs: {error.strerror}") from None
     wanted = MAX_OPEN_AT_START + (options.max_connections or DEFAULT_CONNECTIONS)
     for which, limit in ((resource.RLIMIT_NOFILE, wanted), (resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY)):
         _, hard = resource.getrlimit(which)
@@ -138,8 +151,8 @@ def serve(options, listeners, scoreboard, sandbox, generation, number, row, read
             worker = make_status_worker(listeners, scoreboard, options, sandbox)
         else:
             if options.cpu_affinity:
-                cpus = sorted(os.sched_getaffinity(0))
-                os.sched_setaffinity(0, {cpus[number % len(cpus)]})
+                own = cpus()
+                os.sched_setaffinity(0, {own[number % len(own)]})
             worker = make_worker(generation, listeners, number, scoreboard, row, options, sandbox)
         run_worker(worker, sandbox, ready, left)
         return 0

@@ -3,6 +3,7 @@
 import ctypes
 import gzip
 import os
+import platform
 import re
 import socket
 import struct
@@ -13,6 +14,10 @@ from support import FILES, ROOT, build_tar, noise, run_tarweb
 FLAGS = ["--listen", "--prefix", "--threads", "--max-connections", "--ring-size", "--sqpoll-ms", "--busyloop",
          "--etags", "--header-timeout", "--keepalive-timeout", "--min-rate", "--drain", "--cache-control",
          "--no-liburing", "--version", "--help", "-l", "-v"]
+
+# <asm/unistd_64.h> of x86_64, <asm-generic/unistd.h> of the others
+PRLIMIT, SET_AFFINITY, GET_AFFINITY = (302, 203, 204) if platform.machine() == "x86_64" else (261, 122, 123)
+IO_URING_SETUP = 425            # everywhere
 
 
 def refusal(status, *arguments, **options):
@@ -119,13 +124,15 @@ def test_a_second_server_with_several_workers_does_not_share_the_port(start, sit
         assert server.fetch("/next").body == FILES["next"]
 
 
-def forbid(number, errno):
-    """In the child: answer a system call with an error, as a container's seccomp profile does."""
+def forbid(errno, *numbers, but_asking=False):
+    """In the child: answer these system calls with an error, as a container's seccomp profile does. but_asking: not
+    those whose third argument, a pointer, is null."""
     # <linux/filter.h> struct sock_filter {u16 code; u8 jt, jf; u32 k}; <linux/seccomp.h> struct seccomp_data: nr at 0
     load, equal, give = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
-    allow, fail = 0x7FFF0000, 0x00050000 | errno
-    code = b"".join(struct.pack("HBBI", *line) for line in [
-        (load, 0, 0, 0), (equal, 0, 1, number), (give, 0, 0, fail), (give, 0, 0, allow)])
+    allow, fail, third_argument = (give, 0, 0, 0x7FFF0000), (give, 0, 0, 0x00050000 | errno), 32
+    refuse = [(load, 0, 0, third_argument), (equal, 1, 0, 0), fail, allow] if but_asking else [fail]
+    code = b"".join(struct.pack("HBBI", *line) for line in [(load, 0, 0, 0), *(
+        line for number in numbers for line in ((equal, 0, len(refuse), number), *refuse)), allow])
     program = ctypes.create_string_buffer(code, len(code))
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -151,8 +158,29 @@ CALLS = {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427}
 @pytest.mark.parametrize("call", CALLS)
 def test_a_profile_without_io_uring_is_explained(site, call, errno, flags):
     """Docker's answers EPERM, podman's ENOSYS; some allow only part of the calls."""
-    message = refusal(1, "--listen", "127.0.0.1:0", *flags, site, preexec_fn=forbid(CALLS[call], errno))
+    message = refusal(1, "--listen", "127.0.0.1:0", *flags, site, preexec_fn=forbid(errno, CALLS[call]))
     assert re.fullmatch(r"tarweb: io_uring is (forbidden to this process|switched off).*\n", message)
     if "switched off" not in message:
         assert f"({call}: {os.strerror(errno)})" in message
         assert all(name in message for name in (*CALLS, "seccomp", "container"))
+
+
+@pytest.mark.parametrize("flags", [(), ("--secure=off",), ("--max-connections", "100")])
+@pytest.mark.parametrize("but_asking", [False, True])
+def test_limits_that_nobody_may_set_are_explained(site, flags, but_asking):
+    profile = forbid(1, PRLIMIT, but_asking=but_asking)
+    message = refusal(1, "--listen", "127.0.0.1:0", *flags, site, preexec_fn=profile)
+    assert re.fullmatch("tarweb: this process may not look at its limits, .* allow prlimit64\n", message)
+
+
+@pytest.mark.parametrize("refused", [(SET_AFFINITY,), (SET_AFFINITY, GET_AFFINITY)])
+def test_affinity_that_nobody_may_set_is_explained(site, refused):
+    message = refusal(1, "--listen", "127.0.0.1:0", "--cpu-affinity", "--threads", "2", site,
+                      preexec_fn=forbid(1, *refused))
+    assert message == "tarweb: --cpu-affinity: this process may not choose its CPUs: Operation not permitted\n"
+
+
+def test_where_nobody_may_ask_for_cpus_there_is_a_worker_for_each(start, site):
+    server = start(site, "--threads", "auto", preexec_fn=forbid(1, SET_AFFINITY, GET_AFFINITY))
+    assert len(server.workers) == os.cpu_count()
+    assert server.fetch("/next").body == FILES["next"]

@@ -109,6 +109,11 @@ def permissions(text):
     return int(text, 8)
 
 
+def log_file(text):
+    """A path, or "-": standard output. It is open; where it is a socket, as journald's, none of its paths can be."""
+    return "-" if text in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1") else text
+
+
 def site(text):
     """(host, path) of HOST=FILE.tar."""
     host, equals, path = text.partition("=")
@@ -188,7 +193,8 @@ def add_running(add):
         help="reload when a tar, a certificate or a key has changed and stayed so for a second")
     add("--keep", metavar="N", type=number(0, 1000), default=0,
         help="after a reload, the last N tars still answer for paths that the new one lacks (default: 0)")
-    add("--access-log", metavar="FILE", help="a line for each response; - is standard output (default: none)")
+    add("--access-log", metavar="FILE", type=log_file,
+        help="a line for each response; - is standard output (default: none)")
     add("--log-format", choices=("combined", "json"), default="combined",
         help="of the access log (default: combined)")
     add("--status", metavar="ADDR", type=listen_address,

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import apachelogs
 import pytest
-from support import FILES, PATIENCE, PYTHON, Client, Server, request, run_tarweb, wait_until
+from support import FILES, PATIENCE, PYTHON, TARWEB, Client, Server, request, run_tarweb, wait_until
 
 COMBINED = apachelogs.LogParser(apachelogs.COMBINED)
 FULL = "access log: No space left on device: lines are dropped until it can be written to"
@@ -423,3 +423,20 @@ def test_standard_output_that_is_a_file(start, site, path):
         ask_numbered(server, range(first, first + 40))
     server.stop()
     assert sorted(numbers_in(lines_of(path))) == list(range(400))
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_standard_output_that_is_a_socket(site, name):
+    """As journald's, which nobody can open by a path; not at a reload either."""
+    ours, theirs = socket.socketpair()
+    with ours, subprocess.Popen([PYTHON, TARWEB, "--listen", "127.0.0.1:0", "--access-log", name, site], stdout=theirs,
+                                stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        theirs.close()
+        port = int(re.search(r":(\d+)/ serves", process.stderr.readline())[1])
+        process.send_signal(signal.SIGHUP)
+        assert any("reloaded" in line for line in iter(process.stderr.readline, ""))
+        with Client(("127.0.0.1", port)) as client:
+            assert client.ask("/next").status == 200
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+        assert re.fullmatch(rb'127.0.0.1 - - .* "GET /next HTTP/1.1" 200 12 "-" "-"\n', ours.recv(4096))

@@ -15,7 +15,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from support import FILES, PATIENCE, PYTHON, ROOT, TARWEB, Client, children, request, run_tarweb, wait_until
+from support import (
+    FILES, PATIENCE, PYTHON, ROOT, TARWEB, Client, build_tar, children, request, run_tarweb, wait_until,
+)
 
 import linux
 import sandbox
@@ -386,6 +388,22 @@ def test_where_root_may_not_become_another_it_stays_without_capabilities(start, 
     words = announced(server)
     assert "workers as root" in words and "without another user (root lacks" in words
     assert {value for pid in server.workers for value in capabilities(pid).values()} == {0}
+
+
+@as_root
+@pytest.mark.parametrize("proc", [True, False])
+def test_where_a_user_namespace_has_no_other_user(start, tmp_path, proc):
+    """As in a container that maps root alone, perhaps without /proc; with --user that is an error."""
+    site = build_tar(tmp_path / "site.tar", {"next": FILES["next"]})
+    namespace = [shutil.which("unshare"), "--user", "--map-root-user", "--mount", "sh", "-c",
+                 f'{"" if proc else "mount -t tmpfs none /proc && "}exec "$0" "$@"', PYTHON]
+    server = start(site, python=namespace)
+    said = announced(server)
+    assert "locked down: workers as root, " in said and "without another user (this user namespace has no " in said
+    assert server.fetch("/next").body == FILES["next"]
+    ended = subprocess.run([*namespace, TARWEB, "-l", "127.0.0.1:0", "--user", "daemon", site], capture_output=True,
+                           text=True, timeout=PATIENCE, check=False)
+    assert ended.stderr == "tarweb: --user daemon: this user namespace has no daemon\n" and ended.returncode == 2
 
 
 def become_nobody():

@@ -14,6 +14,13 @@ import time
 import traceback
 from functools import partial
 
+# Python 3.8 can still parse this file, and is told so rather than that another module has a syntax error.
+if sys.version_info < (3, 11) or sys.maxsize < 1 << 32:     # noqa: UP036
+    sys.exit(f"tarweb needs Python 3.11 or newer, for 64 bits; this is Python {sys.version.split()[0]} "
+             f"for {sys.maxsize.bit_length() + 1} bits")
+if sys.flags.safe_path:         # python3 -P, -I: Python has not put our directory there
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+
 from archive import Library
 from clock import Counts, signal_pipe
 from connection import LOG, Limits

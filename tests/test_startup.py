@@ -1,5 +1,6 @@
 """The command line, and every way of not starting: one clear message, the right exit status, never a traceback."""
 
+import ast
 import ctypes
 import gzip
 import os
@@ -7,9 +8,10 @@ import platform
 import re
 import socket
 import struct
+import subprocess
 
 import pytest
-from support import FILES, ROOT, build_tar, noise, run_tarweb
+from support import FILES, PYTHON, ROOT, TARWEB, build_tar, noise, run_tarweb
 
 FLAGS = ["--listen", "--prefix", "--threads", "--max-connections", "--ring-size", "--sqpoll-ms", "--busyloop",
          "--etags", "--header-timeout", "--keepalive-timeout", "--min-rate", "--drain", "--cache-control",
@@ -28,6 +30,30 @@ def refusal(status, *arguments, **options):
     assert "Traceback" not in ended.stderr
     assert ended.stderr.strip()
     return ended.stderr
+
+
+@pytest.mark.parametrize(("name", "value"), [("version_info", "(3, 10, 13)"), ("version_info", "(3, 8)"),
+                                             ("maxsize", "(1 << 31) - 1")])
+def test_a_python_that_will_not_do_is_told_in_a_sentence(site, name, value):
+    code = f"import runpy, sys; sys.{name} = {value}; runpy.run_path({str(TARWEB)!r}, run_name='__main__')"
+    ended = subprocess.run([PYTHON, "-O", "-c", code, site], capture_output=True, text=True, timeout=30, check=False)
+    bits = 32 if name == "maxsize" else 64
+    assert re.fullmatch("tarweb needs Python 3.11 or newer, for 64 bits; this is Python [0-9.+a-z]+ "
+                        f"for {bits} bits\n", ended.stderr)
+    assert (ended.returncode, ended.stdout) == (1, "")
+
+
+def test_older_pythons_can_read_that_sentence():
+    ast.parse(TARWEB.read_text(), feature_version=(3, 8))
+
+
+@pytest.mark.parametrize("python", [(PYTHON, "-I"), (PYTHON, "-P"), ("env", "PYTHONSAFEPATH=1", PYTHON)])
+def test_a_python_that_looks_for_modules_nowhere_else(start, site, tmp_path, python):
+    """By a link, too: it is next to the file itself that the other modules are."""
+    link = tmp_path / "tarweb"
+    link.symlink_to(TARWEB)
+    server = start(site, python=python, program=(str(link),))
+    assert server.fetch("/next").body == FILES["next"]
 
 
 def test_help_tells_every_flag():

@@ -234,8 +234,8 @@ def add_front(add):
 def add_patience(add):
     add("--header-timeout", metavar="SECONDS", type=number(1, 86400), default=10,
         help="for a TLS handshake, and for a request to arrive (default: 10)")
-    add("--keepalive-timeout", metavar="SECONDS", type=number(1, 86400), default=60,
-        help="between requests (default: 60)")
+    add("--keepalive-timeout", metavar="SECONDS", type=number(1, 86400), default=75,
+        help="between requests; more than a balancer's, which mostly is 60 (default: 75)")
     add("--min-rate", metavar="BYTES", type=number(1, 1 << 30), default=1024,
         help="cut off who reads fewer bytes than this each second (default: 1024)")
     add("--drain", metavar="SECONDS", type=number(0, 86400), default=10,

@@ -69,3 +69,10 @@ def test_networks_that_are_none(capsys):
         parse_arguments(["--proxy-from", "10.0.0.1/8", "site.tar"], "")
     assert ended.value.code == 2
     assert "--proxy-from: 10.0.0.1/8 has host bits set" in capsys.readouterr().err
+
+
+def test_connections_are_kept_longer_than_by_balancers():
+    """Theirs are closed after 60 s mostly: a request must not meet a connection that we are just closing."""
+    assert parse_arguments(["site.tar"], "").keepalive_timeout == 75
+    shown = (ROOT / "deploy/haproxy.cfg").read_text()
+    assert shown.count("90s") == 2 and "75s" not in shown, "more than that"

@@ -13,6 +13,7 @@ from support import ROOT
 
 import openssl
 import uring
+from options import GROUPS
 
 MAY_IMPORT = {  # arrows run one way
     "http1": set(),
@@ -60,12 +61,16 @@ each_module = pytest.mark.parametrize("name", MODULES)
 
 def imports(name):
     """The top-level names that a module imports, wherever in it."""
+    return imported_by(ast.parse(MODULES[name].read_text()))
+
+
+def imported_by(tree):
     found = set()
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name}: there is no package to be relative to"
+            assert node.level == 0, "there is no package to be relative to"
             found.add(node.module.partition(".")[0])
     return found
 
@@ -78,6 +83,16 @@ def test_every_module_has_its_place():
 def test_imports_run_one_way(name):
     ours = imports(name) & set(MODULES)
     assert ours <= MAY_IMPORT[name]
+
+
+@each_module
+def test_what_can_be_left_out_is_imported_where_it_is_needed(name):
+    """By functions: a module that belongs to no group starts without those that do."""
+    groups = {module for modules in GROUPS.values() for module in modules}
+    if name not in groups:
+        begin = ast.Module([node for node in ast.parse(MODULES[name].read_text()).body
+                            if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        assert not imported_by(begin) & groups
 
 
 @each_module

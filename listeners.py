@@ -60,11 +60,7 @@ class Listeners:
 
     def inherit(self):
         """Take over what systemd has opened (sd_listen_fds(3)); the sockets' names say what for."""
-        try:
-            found = listen_fds(os.environ, os.getpid())
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        for fd, name in found:
+        for fd, name in listen_fds(os.environ, os.getpid()):
             listener = inherited(fd, name)
             self.inherited.append(listener)
             if name == "status":
@@ -122,9 +118,7 @@ class Listeners:
 
     def of(self, worker):
         """(site, redirect): the sockets that the worker of this number accepts from."""
-        def own(addresses):
-            return [sockets[worker % len(sockets)] for sockets in addresses]
-        return own(self.site), own(self.redirect)
+        return [[sockets[worker % len(sockets)] for sockets in addresses] for addresses in (self.site, self.redirect)]
 
     def close_site(self):
         """Have nobody come in any more, by those that are ours; but leave the status listener."""
@@ -284,14 +278,14 @@ def watchdog_seconds(environ):
 def listen_fds(environ, pid):
     """[(descriptor, its name)] of the sockets passed to process `pid` (sd_listen_fds(3)); close-on-exec from now on.
 
-    What tells of them is removed from `environ`: it is for one process only. Raises ValueError.
+    What tells of them is removed from `environ`: it is for one process only. Raises UsageError.
     """
     for_pid, count = environ.pop("LISTEN_PID", None), environ.pop("LISTEN_FDS", None)
     names = environ.pop("LISTEN_FDNAMES", None)
     if for_pid is None or count is None:
         return []
     if not is_number(for_pid) or not is_number(count):
-        raise ValueError(f"LISTEN_PID={for_pid!r} and LISTEN_FDS={count!r} in the environment ought to be numbers")
+        raise UsageError(f"LISTEN_PID={for_pid!r} and LISTEN_FDS={count!r} in the environment ought to be numbers")
     if int(for_pid) != pid:
         return []
     fds = range(FIRST_FD, FIRST_FD + int(count))
@@ -299,10 +293,10 @@ def listen_fds(environ, pid):
         try:
             os.set_inheritable(fd, False)
         except OSError as error:
-            raise ValueError(f"LISTEN_FDS={count} in the environment, but descriptor {fd}: {error.strerror}") from None
+            raise UsageError(f"LISTEN_FDS={count} in the environment, but descriptor {fd}: {error.strerror}") from None
     found = names.split(":") if names else ["unknown"] * len(fds)       # "unknown" as in sd_listen_fds_with_names(3)
     if len(found) != len(fds):
-        raise ValueError(f"LISTEN_FDNAMES={names!r} in the environment has not {count} names, one for each descriptor")
+        raise UsageError(f"LISTEN_FDNAMES={names!r} in the environment has not {count} names, one for each descriptor")
     return list(zip(fds, found, strict=True))
 
 

@@ -192,7 +192,7 @@ def test_nonsense_about_sockets(environ, message):
     """In a process of its own, so that no descriptor of this one is changed."""
     code = "import sys, listeners; listeners.listen_fds(eval(sys.argv[1]), 7)"
     ended = subprocess.run([PYTHON, "-c", code, repr(environ)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert re.search(f"^ValueError: .*{message}", ended.stderr, re.M), ended.stderr
+    assert re.search(f"^options.UsageError: .*{message}", ended.stderr, re.M), ended.stderr
 
 
 REPORT = """
@@ -207,8 +207,8 @@ print(found, [os.get_inheritable(fd) for fd, _ in found], [name for name in os.e
     ("site:", "[(3, 'site'), (4, '')] [False, False] []"),
     ("", "[(3, 'unknown'), (4, 'unknown')] [False, False] []"),
     (None, "[(3, 'unknown'), (4, 'unknown')] [False, False] []"),
-    ("one", "ValueError: LISTEN_FDNAMES='one' in the environment has not 2 names"),
-    ("a:b:c", "ValueError: LISTEN_FDNAMES='a:b:c' in the environment has not 2 names"),
+    ("one", "UsageError: LISTEN_FDNAMES='one' in the environment has not 2 names"),
+    ("a:b:c", "UsageError: LISTEN_FDNAMES='a:b:c' in the environment has not 2 names"),
 ])
 def test_sockets(tmp_path, names, expected):
     environ = ["env", f"LISTEN_FDNAMES={names}"] if names is not None else ["env", "-u", "LISTEN_FDNAMES"]

@@ -1,5 +1,6 @@
 """What goes on in a worker by the clock and by signals: the second's tick, limits in time, counts, and the end."""
 
+import collections
 import logging
 import os
 import signal
@@ -71,7 +72,8 @@ class Clock:
             self.every_second.append(access_log.tick)
 
     def handlers(self):
-        return {TICK: self.on_tick, SIGNAL: self.on_signal, DAMAGE: self.on_damage, LOG: self.on_log_written}
+        return {TICK: self.on_tick, SIGNAL: self.on_signal, DAMAGE: self.on_damage,
+                LOG: lambda _, result, __: self.access_log.on_written(result)}
 
     def begin(self):
         self.engine.arm_read(SIGNAL, self.signals, self.signal_byte)
@@ -125,7 +127,7 @@ class Clock:
             connection.protocol.on_timeout(connection)
             return
         if connection.state is HANDSHAKE:
-            connection.transport.count_failure("it took too long")
+            connection.transport.farewell.count_failure("it took too long")
         self.connections.end(connection)
 
     def report_stuck(self, stuck):
@@ -139,12 +141,10 @@ class Clock:
     def count(self):
         """Bring up to date what of the counts is not counted as it happens, and publish them."""
         counts = self.counts
+        states = collections.Counter(GAUGE[connection.state] for connection in self.connections.slots
+                                     if connection.state is not FREE)
         for name in GAUGE.values():
-            setattr(counts, name, 0)
-        for connection in self.connections.slots:
-            if connection.state is not FREE:
-                name = GAUGE[connection.state]
-                setattr(counts, name, getattr(counts, name) + 1)
+            setattr(counts, name, states[name])
         counts.waiting = len(self.acceptor.parked)
         for i, name in enumerate(RESPONSES, 1):
             setattr(counts, name, sum(site.tallies[i][0] for site in self.sites))
@@ -158,9 +158,6 @@ class Clock:
     def on_damage(self, *_):
         self.damage[1]()
         self.engine.arm_poll(DAMAGE, 0, self.damage[0], POLLIN)
-
-    def on_log_written(self, _, result, __):
-        self.access_log.on_written(result)
 
     def on_signal(self, _, result, __):
         """SIGTERM: stop. END_NOW: end. SIGUSR2: retire, others have taken over. SIGUSR1: serve on, but each response is

@@ -306,17 +306,14 @@ class Handshake(Plain):
 
     def establish(self, connection, session):
         """Both sides are done with the handshake; what has come behind it is a request, or the beginning of one."""
-        counts = self.counts
         if session.in_kernel:
             connection.transport, connection.recv_tag, connection.send_tag = self.kernel, RECV, SEND
             connection.send_flags = MSG_NOSIGNAL        # MSG_WAITALL is refused
-            counts.kernel_resumed += session.resumed
-            counts.kernel_full += not session.resumed
         else:
             connection.transport, connection.recv_tag, connection.send_tag = self.userspace, RECV_TLS, SEND_TLS
             self.tls.forget_secrets(session)
-            counts.userspace_resumed += session.resumed
-            counts.userspace_full += not session.resumed
+        name = ("kernel" if session.in_kernel else "userspace") + ("_resumed" if session.resumed else "_full")
+        setattr(self.counts, name, getattr(self.counts, name) + 1)
         self.connections.move(connection, SECURED)
         data, connection.pending = connection.pending, b""
         if data:
@@ -329,11 +326,8 @@ class Handshake(Plain):
     # failing
 
     def fail(self, connection, reason):
-        self.count_failure(reason)
-        self.connections.end(connection)
-
-    def count_failure(self, reason):
         self.farewell.count_failure(reason)
+        self.connections.end(connection)
 
 
 # --- the kernel encrypts
@@ -386,6 +380,10 @@ class Buffer:
         self.memory = mmap.mmap(-1, size)
         self.address = linux.address_of(self.memory)
         self.pointer = linux.pointer(self.address)
+
+
+def take_buffer(size, free):
+    return free.pop() if free else Buffer(size, free)
 
 
 class UserspaceTls(Plain):
@@ -488,7 +486,8 @@ class UserspaceTls(Plain):
     def send(self, connection, plan):
         session = connection.session
         if plan.total <= LARGEST_PLAINTEXT and not connection.sent and self.at_hand(plan):
-            self.seal(connection, session, self.small_buffer(), self.plaintext(connection, plan), plan.total)
+            buffer = take_buffer(SMALL_BUFFER, self.small_buffers)
+            self.seal(connection, session, buffer, self.plaintext(connection, plan), plan.total)
         else:
             self.load(connection, session, plan)
 
@@ -498,7 +497,7 @@ class UserspaceTls(Plain):
 
     def load(self, connection, session, plan):
         """Fill a buffer with the next piece of a plan: bytes of our own, then those of one span of the archive."""
-        session.buffer = buffer = self.large_buffer()
+        session.buffer = buffer = take_buffer(LARGE_BUFFER, self.large_buffers)
         filled, skip = 0, connection.sent
         for address, length in plan.spans():
             if skip >= length:
@@ -560,12 +559,6 @@ class UserspaceTls(Plain):
             self.on_sent(connection, session.filled if result == session.unsent else min(result, 0))
 
     # memory
-
-    def small_buffer(self):
-        return self.small_buffers.pop() if self.small_buffers else Buffer(SMALL_BUFFER, self.small_buffers)
-
-    def large_buffer(self):
-        return self.large_buffers.pop() if self.large_buffers else Buffer(LARGE_BUFFER, self.large_buffers)
 
     def put_back(self, session):
         buffer, session.buffer = session.buffer, None

@@ -19,12 +19,14 @@ import procfs
 
 HERE = Path(__file__).resolve().parent
 TARWEB = HERE.parent / "tarweb.py"
+BEFORE = os.environ.get("TARWEB_BEFORE")         # another tarweb.py, which against.py compares this one with
+TARWEBS = ("tarweb", "before")
 HOST = "127.0.0.1"
 CONNECTIONS = 16_000           # slots of nginx and lighttpd: more than any case opens
 START = 60                     # seconds that a server may take to start
 PACKAGES = {"nginx": "nginx-light", "lighttpd": "lighttpd", "wrk": "wrk", "strace": "strace", "openssl": "openssl"}
 ACCESS_LOG = "access.log"      # in the server's temporary directory, where flags ask for it
-TLS_SERVERS = ("tarweb", "nginx", "nginx-tuned")
+TLS_SERVERS = ("tarweb", "before", "nginx", "nginx-tuned")
 
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, CLIENT_CORE = CORES[0], CORES[1 % len(CORES)]
@@ -87,7 +89,7 @@ def available():
     """Names of the servers that can be measured here; says on stderr what is missing."""
     present = []
     if TARWEB.exists():
-        present.append("tarweb")
+        present += TARWEBS if BEFORE else ["tarweb"]
     for program, names in (("nginx", ["nginx", "nginx-tuned"]), ("lighttpd", ["lighttpd"])):
         if find(program):
             present += names
@@ -125,10 +127,14 @@ def configuration(site, temporary, port, tls=False, changes=()):
 # Only tarweb and nginx have flags, nginx's being changes of its configuration; "@DIR@" in them is `temporary` already.
 # tarweb chooses its own port. Only TLS_SERVERS are ever asked for TLS.
 
-def tarweb(site, _temporary, _port, flags, tls):
+def tarweb(site, _temporary, _port, flags, tls, program=TARWEB):
     if tls:
         flags = ["--tls-cert", site.certificate, "--tls-key", site.key, "--ktls", "off", *flags]
-    return [site.python, TARWEB, "--listen", f"{HOST}:0", *flags, site.tar]
+    return [site.python, program, "--listen", f"{HOST}:0", *flags, site.tar]
+
+
+def before(*arguments):
+    return tarweb(*arguments, program=BEFORE)
 
 
 def nginx(site, temporary, port, flags, tls):
@@ -154,7 +160,7 @@ def http_server(site, _temporary, port, _flags, _tls):
             "--directory", site.directory, str(port)]
 
 
-COMMANDS = {"tarweb": tarweb, "nginx": nginx, "nginx-tuned": nginx_tuned,
+COMMANDS = {"tarweb": tarweb, "before": before, "nginx": nginx, "nginx-tuned": nginx_tuned,
             "lighttpd": lighttpd, "http.server": http_server}
 
 
@@ -166,7 +172,7 @@ def serving(name, site, flags=(), cores=(SERVER_CORE,), tls=False, group=None):
     directory of a control group to run it in.
     """
     with tempfile.TemporaryDirectory(prefix="tarweb-bench-") as temporary:
-        port = 0 if name == "tarweb" else free_port()
+        port = 0 if name in TARWEBS else free_port()
         flags = [str(flag).replace("@DIR@", temporary) for flag in flags]
         command = COMMANDS[name](site, Path(temporary), port, flags, tls)
         log = Path(temporary) / "stderr"
@@ -200,7 +206,7 @@ def free_port():
 def wait_ready(server, log):
     """Return when `server` answers, its port set; if it does not, shows the end of its log and raises Failed."""
     try:
-        if server.name == "tarweb":
+        if server.name in TARWEBS:
             server.port = announced_port(server.process)
         else:
             wait_port(server)

@@ -17,6 +17,9 @@ import pytest
 from support import FILES, PATIENCE, PYTHON, ROOT, TARWEB, Client, request, run_tarweb, wait_until
 from test_lifecycle import refused, running
 
+from options import parse_arguments
+from supervisor import Process, Supervisor
+
 CPUS = os.sched_getaffinity(0)
 MANY = 10_000           # connections
 SOURCES = [f"127.0.0.{i}" for i in range(2, 6)]     # an address has too few ports for so many
@@ -598,3 +601,13 @@ def test_nowhere_to_put_a_socket(site, tmp_path):
     ended = run_tarweb("--listen", f"unix:{tmp_path}/no/such/folder", site)
     assert ended.returncode in (1, 2)
     assert re.fullmatch(r"tarweb: .*No such file or directory\n", ended.stderr)
+
+
+def test_there_are_no_more_workers_than_1024(caplog):
+    """Those that still send what they were asked for before many reloads count, too."""
+    supervisor = Supervisor(parse_arguments(["site.tar"], ""), *[None] * 6)
+    supervisor.processes = {pid: Process(pid, 0, None, None, -1) for pid in range(1024)}
+    assert supervisor.fork(None, 0) is None
+    assert caplog.messages == ["too many workers are still finishing what they were sending: no new one"]
+    for end in (supervisor.pipe, supervisor.wake_end):
+        os.close(end)

@@ -15,6 +15,7 @@ Why both Landlock and restrictions of the ring: what goes through an io_uring pa
 filter alone would be theatre.
 """
 
+import contextlib
 import errno
 import functools
 import mmap
@@ -483,12 +484,9 @@ def keep_capabilities(kept):
 def drop_bounding(kept):
     """Where we may (CAP_SETPCAP); who may not has none of them to begin with, and gets none by exec any more."""
     if CAP_SETPCAP in permitted():
-        for number in CAPABILITIES:
-            if number not in kept:
-                try:
-                    libc_call("prctl", PR_CAPBSET_DROP, number, 0, 0, 0)
-                except OSError:
-                    return              # beyond the last that this kernel has
+        with contextlib.suppress(OSError):          # beyond the last that this kernel has
+            for number in sorted({*CAPABILITIES} - kept):
+                libc_call("prctl", PR_CAPBSET_DROP, number, 0, 0, 0)
 
 
 def restrict_files(version, scopes, allowed):

@@ -72,14 +72,10 @@ def run(options):
         tls = prepare_tls(options)
     sandbox.confine_parent(options.access_log, *listeners.paths.values())
 
-    def on_ready(generation):
-        words = "".join(f"{line}\n" for line in announce(generation, listeners, sandbox, started))
-        with contextlib.suppress(OSError):          # a full disk, a reader that has gone: pages are served all the same
-            os.write(STANDARD_ERROR if options.access_log == "-" else STANDARD_OUTPUT, os.fsencode(words))
-
     try:
         return Supervisor(options, listeners, scoreboard, notifier, partial(Generation, options, tls),
-                          partial(serve, options, listeners, scoreboard, sandbox), on_ready).run()
+                          partial(serve, options, listeners, scoreboard, sandbox),
+                          partial(announce, options, listeners, sandbox, started)).run()
     finally:
         listeners.close()
 
@@ -153,7 +149,7 @@ def is_open(fd):
 
 def serve(options, listeners, scoreboard, sandbox, generation, number, row, ready, left):
     """The whole life of a child process; its exit status."""
-    try:
+    def make_and_run():
         if number == STATUS:
             worker = make_status_worker(listeners, scoreboard, options, sandbox)
         else:
@@ -163,15 +159,27 @@ def serve(options, listeners, scoreboard, sandbox, generation, number, row, read
             worker = make_worker(generation, listeners, number, scoreboard, row, options, sandbox)
         run_worker(worker, sandbox, ready, left)
         return 0
-    except (RingError, StartError, UsageError) as error:
-        log.error("%s", error)
-    except OSError as error:                        # the machine refuses something; -v debug tells where
-        log.error("worker: %s", error.strerror or error)
-        log.debug("%s", trace(error))
-    except MemoryError:
-        log.error("worker: %s", NO_MEMORY)
+    try:
+        return explained(make_and_run, "worker: ")
     except BaseException as error:
         log.error("worker\n%s", trace(error))
+        return EXIT_FAILURE
+
+
+def explained(function, who=""):
+    """What `function` gives; where it cannot go on, the reason is logged, and an exit status is given."""
+    try:
+        return function()
+    except (ArchiveError, UsageError) as error:
+        log.error("%s", error)
+        return EXIT_USAGE
+    except (RingError, StartError) as error:
+        log.error("%s", error)
+    except OSError as error:                        # the machine refuses something; -v debug tells where
+        log.error("%s%s", who, error.strerror or error)
+        log.debug("%s", trace(error))
+    except MemoryError:
+        log.error("%s%s", who, NO_MEMORY)
     return EXIT_FAILURE
 
 
@@ -270,18 +278,17 @@ def trace(error):
     return "\n".join(["Traceback (most recent call last):", *frames, f"{type(error).__name__}: {error}"])
 
 
-def announce(generation, listeners, sandbox, started):
-    """What is said once requests are taken: a line, one more for each further listener, and what has been given up."""
+def announce(options, listeners, sandbox, started, generation):
+    """Say, once requests are taken, where; and what has been given up."""
     first, *others = listeners.urls(generation.scheme)
     seconds = time.monotonic() - started
-    yield f"tarweb {__version__}: {first} serves {generation.words()} (ready in {seconds:.2f} s)"
-    for other in others:
-        yield f"tarweb: also {other}"
-    for sockets in listeners.redirect:
-        yield f"tarweb: {url(sockets[0], 'http')} redirects to https"
-    for listener in listeners.status:
-        yield f"tarweb: status on {url(listener, 'http')}"
-    yield f"tarweb: {sandbox.words()}"
+    lines = [f" {__version__}: {first} serves {generation.words()} (ready in {seconds:.2f} s)",
+             *[f": also {other}" for other in others],
+             *[f": {url(sockets[0], 'http')} redirects to https" for sockets in listeners.redirect],
+             *[f": status on {url(listener, 'http')}" for listener in listeners.status], f": {sandbox.words()}"]
+    words = "".join(f"tarweb{line}\n" for line in lines)
+    with contextlib.suppress(OSError):              # a full disk, a reader that has gone: pages are served all the same
+        os.write(STANDARD_ERROR if options.access_log == "-" else STANDARD_OUTPUT, os.fsencode(words))
 
 
 def hold_standard_descriptors():
@@ -293,23 +300,14 @@ def hold_standard_descriptors():
 
 
 def main(argv=None):
-    hold_standard_descriptors()
-    logging.raiseExceptions = False     # a line that cannot be written is lost, and nothing else
-    logging.basicConfig(format="tarweb: %(message)s")
-    try:
+    def parse_and_run():
         options = parse_arguments(argv, __version__)
         log.setLevel(LEVELS[options.verbose])
         return run(options)
-    except (ArchiveError, UsageError) as error:
-        log.error("%s", error)
-        return EXIT_USAGE
-    except (RingError, StartError) as error:
-        log.error("%s", error)
-    except OSError as error:
-        log.error("%s", error.strerror or error)
-    except MemoryError:
-        log.error("%s", NO_MEMORY)
-    return EXIT_FAILURE
+    hold_standard_descriptors()
+    logging.raiseExceptions = False     # a line that cannot be written is lost, and nothing else
+    logging.basicConfig(format="tarweb: %(message)s")
+    return explained(parse_and_run)
 
 
 if __name__ == "__main__":

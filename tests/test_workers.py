@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import random
 import re
 import resource
 import signal
@@ -492,13 +493,20 @@ def test_ipv4_alone(start, site):
             Client(("::1", server.port))
 
 
+def free_port():
+    """A port that is nobody's, below those that the kernel gives to clients (ip_local_port_range in ip(7))."""
+    while True:
+        address = "", random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(address, family=socket.AF_INET6, dualstack_ipv6=True):
+            return address[1]
+
+
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6")
 @pytest.mark.parametrize("threads", ["1", "2"])
 @pytest.mark.parametrize("hosts", [("0.0.0.0", "[::]"), ("[::]", "0.0.0.0"), ("127.0.0.1", "[::]")])
 def test_ipv4_and_ipv6_at_one_port(start, site, hosts, threads):
     """As one writes it for nginx: `listen 80; listen [::]:80`."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    port = free_port()
     first, second = (f"{host}:{port}" for host in hosts)
     start(site, "--listen", second, "--threads", threads, listen=first)
     for address in ("127.0.0.1", "::1"):

@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import time
+from functools import lru_cache
 
 from linux import address_of
 from options import UsageError
@@ -25,12 +26,8 @@ MAX_TARGET, MAX_FIELD = 1500, 700               # bytes of a request line and of
 ENOUGH = 900                    # parts of lines that are worth a write
 MEMO_BLOCK, MEMO_BLOCKS = 2048, 1024            # bytes of a header block that is remembered, and how many are
 STANDARD_OUTPUT = 1
-PASSING = errno.EAGAIN, errno.EINTR, errno.ECANCELED
-MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
-REFERER = re.compile(rb"\r\nreferer:[ \t]*([^\r\n]*)", re.IGNORECASE)
-USER_AGENT = re.compile(rb"\r\nuser-agent:[ \t]*([^\r\n]*)", re.IGNORECASE)
-HOST = re.compile(rb"\r\nhost:[ \t]*([^\r\n]*)", re.IGNORECASE)
+FIELDS = [re.compile(rb"(?i)\r\n%b:[ \t]*([^\r\n]*)" % name) for name in (b"host", b"referer", b"user-agent")]
 UNSAFE = re.compile(rb'[^ !#-\[\]-~]')          # control characters, quote, backslash, all that is not ASCII
 
 
@@ -63,7 +60,7 @@ class AccessLog:
         self.json = style == "json"
         self.at_once = LARGEST_WRITE if stat.S_ISREG(os.fstat(fd).st_mode) else PIPE_BUF
         self.lines: list[bytes] = []
-        self.known: dict[bytes, tuple[bytes, bytes]] = {}       # what `fields` found
+        self.known_fields = lru_cache(MEMO_BLOCKS)(self.fields)
         self.waiting = bytearray()      # whole lines, but perhaps for the first, of which a part is written
         self.in_flight = b""            # kept alive for the kernel
         self.begun = False              # whether the front of `waiting` is the rest of a line
@@ -75,19 +72,17 @@ class AccessLog:
 
     def client(self, address):
         """The first part, for a client's address as text; b"" stands for a unix socket's."""
-        if self.json:
-            return b'{"remote":"%b","time":"' % (address or b"unix:")
-        return (address or b"unix:") + b" - - ["
+        return (b'{"remote":"%b","time":"' if self.json else b"%b - - [") % (address or b"unix:")
 
     def set_date(self, now):
-        day = time.gmtime(now)
-        layout = '%Y-%m-%dT%H:%M:%SZ",' if self.json else f"%d/{MONTHS[day.tm_mon - 1]}/%Y:%H:%M:%S +0000] "
-        self.date = time.strftime(layout, day).encode()
+        # %b is in English: nothing calls setlocale(3), and what Python sets at its start is LC_CTYPE alone.
+        layout = '%Y-%m-%dT%H:%M:%SZ",' if self.json else "%d/%b/%Y:%H:%M:%S +0000] "
+        self.date = time.strftime(layout, time.gmtime(now)).encode()
 
     def describe(self, head, status, size):
         """The third part, for a request head as it came, perhaps cut off, and `size` bytes of content sent."""
         line, _, block = head.partition(b"\r\n")
-        host, tail = self.known.get(block) or self.fields(block)
+        host, tail = (self.known_fields if len(block) <= MEMO_BLOCK else self.fields)(block)
         if self.json:
             return b'%b%b,"status":%d,"bytes":%d%b' % (as_json(line), host, status, size, tail)
         return b'"%b" %d %b%b' % (clean(line, MAX_TARGET) or b"-", status, b"%d" % size if size else b"-", tail)
@@ -95,19 +90,11 @@ class AccessLog:
     def fields(self, block):
         """(host, the end of a line) for a header block: the same for all that a given client asks."""
         fields = b"\r\n" + block
-        host, referer, agent = (pattern.search(fields) for pattern in (HOST, REFERER, USER_AGENT))
+        host, *others = (match[1] if (match := pattern.search(fields)) else None for pattern in FIELDS)
         if self.json:
-            found = b',"host":%b' % (quoted(host[1], 260) if host else b"null"), b',"referer":%b,"agent":%b}\n' % (
-                quoted(referer[1], MAX_FIELD) if referer else b"null",
-                quoted(agent[1], MAX_FIELD) if agent else b"null")
-        else:
-            found = b"", b' "%b" "%b"\n' % (clean(referer[1], MAX_FIELD) if referer else b"-",
-                                            clean(agent[1], MAX_FIELD) if agent else b"-")
-        if len(block) <= MEMO_BLOCK:
-            if len(self.known) == MEMO_BLOCKS:
-                self.known.clear()
-            self.known[block] = found
-        return found
+            return (b',"host":%b' % quoted(host, 260),
+                    b',"referer":%b,"agent":%b}\n' % tuple(quoted(value, MAX_FIELD) for value in others))
+        return b"", b' "%b" "%b"\n' % tuple(b"-" if value is None else clean(value, MAX_FIELD) for value in others)
 
     # writing
 
@@ -120,21 +107,17 @@ class AccessLog:
         self.flush()
 
     def flush(self):
-        """Write what there is, unless that is being done."""
+        """Write what there is, unless that is being done: then it waits, or as many lines as there is room for."""
         if self.lines:
-            self.add(b"".join(self.lines))
+            data, room = b"".join(self.lines), max(0, MAX_WAITING - len(self.waiting))
             self.lines.clear()
+            if len(data) > room:
+                kept = data.rfind(b"\n", 0, room) + 1
+                self.dropped += data.count(b"\n", kept)
+                data = data[:kept]
+            self.waiting += data
         if self.waiting and not self.in_flight:
             self.write()
-
-    def add(self, data):
-        """Have `data` wait, or as many lines of it as there is room for."""
-        room = max(0, MAX_WAITING - len(self.waiting))
-        if len(data) > room:
-            kept = data.rfind(b"\n", 0, room) + 1
-            self.dropped += data.count(b"\n", kept)
-            data = data[:kept]
-        self.waiting += data
 
     def write(self):
         """As many whole lines as go at once."""
@@ -147,16 +130,14 @@ class AccessLog:
 
     def on_written(self, result):
         data, self.in_flight = self.in_flight, b""
+        self.waiting[:0] = data[max(0, result):]
         if result > 0:
             self.written += data.count(b"\n", 0, result)
             self.begun = data[result - 1:result] != b"\n"
             self.failing = False
-            data = data[result:]
-        self.waiting[:0] = data
-        if result > 0:
             if self.waiting:                # `lines` wait for more of them
                 self.write()
-        elif -result not in PASSING:        # else the next tick tries again
+        elif -result not in (errno.EAGAIN, errno.EINTR, errno.ECANCELED):       # else the next tick tries again
             self.on_failure(-result)
 
     def on_failure(self, error):
@@ -179,22 +160,17 @@ def clean(value, limit):
     return escaped[:last if last > limit - 4 else limit]
 
 
-def text(value, limit):
-    """`value` as text that takes at most `limit` bytes in JSON."""
+def quoted(value, limit):
+    """`value` as a string in JSON, of at most `limit` bytes; null for None."""
+    if value is None:
+        return b"null"
     value = value[:limit]
     if not UNSAFE.search(value):
-        return value.decode()
-    decoded = value.decode("utf-8", "backslashreplace")
-    while len(json.dumps(decoded)) > limit + len('""'):
-        decoded = decoded[:len(decoded) * 3 // 4]
-    return decoded
-
-
-def quoted(value, limit):
-    """`value` as a string in JSON, of at most `limit` bytes."""
-    if UNSAFE.search(value, 0, limit):
-        return json.dumps(text(value, limit)).encode()
-    return b'"%b"' % value[:limit]
+        return b'"%b"' % value
+    text = value.decode("utf-8", "backslashreplace")
+    while len(json.dumps(text)) > limit + len('""'):
+        text = text[:len(text) * 3 // 4]
+    return json.dumps(text).encode()
 
 
 def as_json(line):

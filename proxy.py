@@ -3,9 +3,8 @@
 PROXY protocol, versions 1 and 2, as a receiver: who the client of the proxy in front of us is. Sections are those of
 HAProxy's proxy-protocol.txt.
 
-Passed connections: a datagram for each, with its descriptor and what was read from it already. The wire is that of the
-Rust tarweb: a unix datagram socket (unix(7)), SCM_RIGHTS with exactly one descriptor, of a connected stream socket; the
-datagram's bytes are those that its sender has read from it, perhaps none.
+Passed connections, as with the Rust tarweb: a unix datagram socket (unix(7)), and in each datagram SCM_RIGHTS with
+exactly one descriptor, of a connected stream socket, and those bytes that its sender has read from it, perhaps none.
 """
 
 import contextlib
@@ -16,10 +15,10 @@ import os
 import re
 import socket
 import sys
+from functools import lru_cache
 
 import linux
 from connection import PREFACE
-from linux import TCP_OPTIONS
 
 log = logging.getLogger("tarweb")
 
@@ -95,37 +94,29 @@ def client(rest):
 # --- version 2, section 2.2
 
 def take_block(data):
-    start, size = len(SIGNATURE), None
+    start = len(SIGNATURE)
     if len(data) > start and data[start] not in (LOCAL, PROXY):
         raise ProxyError("version 2: unknown version or command")
-    if len(data) >= start + 4:
-        size = start + 4 + int.from_bytes(data[start + 2:start + 4], "big")
-        if size > MAX_BLOCK:
-            raise ProxyError(f"version 2: more than {MAX_BLOCK} bytes")
     relayed = len(data) > start + 1 and data[start] == PROXY        # of a LOCAL one nothing else counts
-    if relayed:
-        check_family(data[start + 1], size)
-    if size is None or len(data) < size:
+    addresses = ADDRESSES.get(data[start + 1] >> 4) if relayed else 0
+    if addresses is None or relayed and data[start + 1] & 15 > 2:
+        raise ProxyError("version 2: unknown address family or protocol")
+    if len(data) < start + 4:
+        return None
+    size = start + 4 + int.from_bytes(data[start + 2:start + 4], "big")
+    if size > MAX_BLOCK:
+        raise ProxyError(f"version 2: more than {MAX_BLOCK} bytes")
+    if size < start + 4 + addresses:
+        raise ProxyError("version 2: too short for its addresses")
+    if len(data) < size:
         return None
     return source(data[:size]) if relayed else None, size
 
 
-def check_family(family, size):
-    """A header of `size` bytes (None: not known yet) has the space for addresses of this family and protocol."""
-    addresses = ADDRESSES.get(family >> 4)
-    if addresses is None or family & 15 > 2:
-        raise ProxyError("version 2: unknown address family or protocol")
-    if size is not None and size < len(SIGNATURE) + 4 + addresses:
-        raise ProxyError("version 2: too short for its addresses")
-
-
 def source(header):
-    """The source address in a whole header whose command is PROXY, or None. Its TLVs have to be in order.
-
-    Without a family they cannot be found: how long the addresses are is not known.
-    """
+    """The source address in a whole header whose command is PROXY, or None. Its TLVs have to be in order."""
     family, protocol = divmod(header[len(SIGNATURE) + 1], 16)
-    if family == UNSPEC:
+    if family == UNSPEC:                # nor are TLVs looked for: how long the addresses are is not known
         return None
     at = len(SIGNATURE) + 4
     check_tlvs(header, at + ADDRESSES[family])
@@ -167,21 +158,13 @@ CRC_TABLE = [crc_of_byte(byte) for byte in range(256)]
 # --- addresses
 
 class Networks:
-    """Networks, as in ["10.0.0.0/8", "::1"]; "unix" stands for all unix sockets. Raises ValueError."""
+    """Networks, as in ["10.0.0.0/8", "::1"]; "unix" stands for all unix sockets. Raises ValueError.
+    hold(address): whether an address, as text in bytes, is in one of them; b"" is that of unix sockets."""
 
     def __init__(self, texts):
         self.unix = "unix" in texts
         self.networks = [network(text) for text in texts if text != "unix"]
-        self.known = {}
-
-    def hold(self, address):
-        """Whether an address, as text in bytes, is in one of them. b"": of a unix socket."""
-        held = self.known.get(address)
-        if held is None:
-            if len(self.known) == KNOWN:
-                self.known.clear()
-            held = self.known[address] = self.look_up(address)
-        return held
+        self.hold = lru_cache(KNOWN)(self.look_up)
 
     def look_up(self, address):
         if not address:
@@ -207,7 +190,7 @@ def without_mapping(address):
 # --- what connections from such a proxy begin with
 
 class ProxyHeader:
-    """The protocol that a connection from a trusted proxy begins with, until the header is whole."""
+    """The protocol of a connection until its PROXY header is whole."""
 
     def __init__(self, acceptor):
         self.acceptor = acceptor
@@ -237,18 +220,13 @@ LARGEST = 32 * 1024         # bytes that may have been read: more than a request
 
 
 def passed_message():
-    """A linux.Message for one datagram, to be received with MSG_CMSG_CLOEXEC.
-
-    Its control message has room for one descriptor; CMSG_SPACE would make room for two.
-    """
-    return linux.Message(LARGEST, socket.CMSG_LEN(4))
+    """A linux.Message for one datagram, to be received with MSG_CMSG_CLOEXEC."""
+    return linux.Message(LARGEST, socket.CMSG_LEN(4))       # room for one descriptor; in CMSG_SPACE(4) there is for two
 
 
 def take_passed(message, size):
     """(descriptor, bytes) of the datagram of `size` bytes that was received into passed_message(); the next may come.
-
-    (-errno.ECONNABORTED, b"") for one that is not as it should be, and whatever was in it is closed.
-    """
+    (-errno.ECONNABORTED, b"") for one that is not as it should be, and whatever was in it is closed."""
     data, control, flags = message.received(size, socket.SOL_SOCKET, socket.SCM_RIGHTS)
     if control:
         fd = int.from_bytes(control, sys.byteorder)
@@ -267,7 +245,7 @@ def is_stream(fd):
                 return False
             os.set_blocking(fd, True)           # or the ring would not wait for it
             if passed.family in (socket.AF_INET, socket.AF_INET6):
-                for option, value in TCP_OPTIONS:
+                for option, value in linux.TCP_OPTIONS:
                     passed.setsockopt(socket.IPPROTO_TCP, option, value)
             return True
         finally:

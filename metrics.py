@@ -22,16 +22,12 @@ from options import MAX_WORKERS
 from reply import NO_STORE, READ_ONLY, content_reply, error_reply
 
 # What the parent knows. Times are in seconds since the epoch; `ready` and `stopping` are 0 or 1.
-SERVER = (
-    "started", "generation", "reloads", "reloads_failed", "last_reload", "ready", "stopping",
-    "workers", "draining", "restarts",
-)
+SERVER = ("started", "generation", "reloads", "reloads_failed", "last_reload", "ready", "stopping",
+          "workers", "draining", "restarts")
 WORD = 8                        # bytes
 ROWS = MAX_WORKERS + 1          # processes at a time: the one that answers the status listener has a row, too
 PAST = ROWS                     # the row of those that are no more
 TEXT_SIZE = 1024 * 1024         # bytes
-TRIES = 100                     # of a sum
-
 TEXT, PAGE = b"text/plain; charset=utf-8", b"text/html; charset=utf-8"
 EXPOSITION = b"text/plain; version=0.0.4; charset=utf-8"    # prometheus.io/docs/instrumenting/exposition_formats
 REFRESH = 5                     # seconds after which the page asks again
@@ -43,13 +39,12 @@ class Scoreboard:
     """Rows of numbers for the workers, a row for the server, and a text."""
 
     def __init__(self):
-        words = (ROWS + 1) * len(NUMBERS) + len(SERVER) + 2
-        self.memory = mmap.mmap(-1, words * WORD + TEXT_SIZE)            # shared with all processes forked from now on
-        self.words = memoryview(self.memory)[:words * WORD].cast("Q")
         self.server_at = (ROWS + 1) * len(NUMBERS)
         self.size_at = self.server_at + len(SERVER)
         self.folds_at = self.size_at + 1            # a count that is odd while a row is folded
-        self.text = memoryview(self.memory)[words * WORD:]
+        # Memory that is shared with all processes forked from now on.
+        self.words = memoryview(mmap.mmap(-1, (self.folds_at + 1) * WORD)).cast("Q")
+        self.text = mmap.mmap(-1, TEXT_SIZE)
         self.free = list(reversed(range(ROWS)))
 
     # the parent
@@ -102,7 +97,7 @@ class Scoreboard:
 
     def totals(self):
         """The sum over all workers of each of NUMBERS, those that are no more included for COUNTERS."""
-        for _ in range(TRIES):
+        for _ in range(100):        # tries
             folds = self.words[self.folds_at]
             sums = {name: sum(self.words[i:self.server_at:len(NUMBERS)]) for i, name in enumerate(NUMBERS)}
             if not folds % 2 and folds == self.words[self.folds_at]:
@@ -114,7 +109,7 @@ class Scoreboard:
         return {name: self.words[self.server_at + i] for i, name in enumerate(SERVER)}
 
     def description(self):
-        return bytes(self.text[:self.words[self.size_at]]).decode(errors="replace")
+        return self.text[:self.words[self.size_at]].decode(errors="replace")
 
 
 # --- the table of metrics
@@ -126,10 +121,6 @@ class Metric(NamedTuple):
     name: str                   # behind tarweb_
     help: str
     numbers: dict[str, dict[str, str]]
-
-    @property
-    def kind(self):
-        return "counter" if self.name.endswith("_total") else "gauge"
 
 
 def one(name, number, words):
@@ -231,7 +222,6 @@ class StatusResponder:
         self.about: dict = {}           # the description, as it could be read last
 
     def reply(self, request):
-        """The Reply for a Request."""
         path = request.path
         if request.method not in (b"GET", b"HEAD"):
             return error_reply(405, "this can be read, and nothing else", request, (NO_STORE, READ_ONLY))
@@ -271,6 +261,9 @@ def why_not_ready(numbers):
 
 # --- for Prometheus
 
+ESCAPES = str.maketrans({"\\": r"\\", '"': r'\"', "\n": r"\n"})       # in labels
+
+
 def series(metric, numbers, about):
     """(labels, value) of all that a metric shows."""
     if metric in METRICS_OF_NUMBERS:
@@ -285,15 +278,12 @@ def exposition(numbers, about):
     """All metrics in the text format."""
     lines: list[str] = []
     for metric in (*METRICS_OF_NUMBERS, *ARCHIVES, INFO):
-        lines += f"# HELP tarweb_{metric.name} {metric.help}", f"# TYPE tarweb_{metric.name} {metric.kind}"
+        name, kind = f"tarweb_{metric.name}", "counter" if metric.name.endswith("_total") else "gauge"
+        lines += f"# HELP {name} {metric.help}", f"# TYPE {name} {kind}"
         for labels, value in series(metric, numbers, about):
-            pairs = ",".join(f'{label}="{escape(text)}"' for label, text in labels.items())
-            lines.append(f"tarweb_{metric.name}{{{pairs}}} {value}" if pairs else f"tarweb_{metric.name} {value}")
+            pairs = ",".join(f'{label}="{text.translate(ESCAPES)}"' for label, text in labels.items())
+            lines.append(f"{name}{{{pairs}}} {value}" if pairs else f"{name} {value}")
     return "".join(f"{line}\n" for line in lines)
-
-
-def escape(text):
-    return text.replace("\\", r"\\").replace('"', r'\"').replace("\n", r"\n")
 
 
 # --- for people

@@ -12,6 +12,7 @@ count then frees its memory, never earlier.
 import mmap
 import re
 import sys
+from functools import partial
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -33,7 +34,6 @@ WARM_SECONDS = 5            # how long what was in memory is taken to be there s
 LAZY_MEMO = 64 * 1024       # a response of more bytes from a lazy archive is not remembered
 NO_RESULT = 1 << 31         # what no operation returns: results are signed 32-bit, and errors are negative
 STATUS_SLOT = 192           # bytes for each status line with the fields that go with all
-CONTINUE = Reply(100, (), ())
 PORT = re.compile(rb":[0-9]*$")         # of a Host field
 
 
@@ -51,15 +51,14 @@ class StatusHeads:
         self.words = memoryview(self.memory).cast("Q")
         self.base = linux.address_of(self.memory)
         self.server, self.more = server, more
-        self.heads = {}             # status -> (address, length)
+        self.heads = {}             # what `get` has given
         self.date_places = []       # offsets in `memory`
         self.date = format_date(wall)
 
     def get(self, status):
         """(address, length) of the head of a response with `status`."""
-        return self.heads.get(status) or self.make(status)
-
-    def make(self, status):
+        if status in self.heads:
+            return self.heads[status]
         before = b"HTTP/1.1 %d %b\r\nServer: %b\r\nDate: " % (status, HTTPStatus(status).phrase.encode(), self.server)
         time_at = len(before) + len(b"Mon, 01 Jan 2024 ")
         start = STATUS_SLOT * len(self.heads) + -time_at % 8
@@ -112,20 +111,16 @@ class Plan:
         header = header_section(reply)
         own = b"".join([header, *[span for span in reply.body if isinstance(span, bytes)]])
         room = linux.message_size(len(reply.body) + 2)
-        self.memory = bytearray(room + len(own))
-        self.memory[room:] = own
+        self.memory = bytearray(bytes(room) + own)
         self.address = linux.address_of(self.memory)
         at = self.address + room
-        self.total = status_head[1]
         segments = [status_head]                # (address, length) of all there is to send
         for span in (header, *reply.body):
             if isinstance(span, bytes):
-                segment, at = (at, len(span)), at + len(span)
-            else:
-                segment = span
-            if segment[1]:
-                segments.append(segment)
-                self.total += segment[1]
+                span, at = (at, len(span)), at + len(span)
+            if span[1]:
+                segments.append(span)
+        self.total = sum(length for _, length in segments)
         self.content = self.total - status_head[1] - len(header)        # bytes behind the header
         self.segments = segments if self.total > self.send_size else None
         linux.write_message(self.memory, self.address, first_piece(segments, self.send_size))
@@ -182,11 +177,6 @@ class Memo:
         self.seen = bytearray(1 << SEEN_BITS)       # for each hash's low bits, some others of the last that came
         self.plan_room, self.request_room = MEMO_PLANS, MEMO_REQUESTS
         self.emptied = self.warmed = wall
-
-    def new_site(self):
-        """The dict for the plans of one more site."""
-        self.plans.append({})
-        return self.plans[-1]
 
     def make(self, plans, key, reply):
         """Make the Plan of a Reply, and keep it in `plans`, the dict of one site.
@@ -273,7 +263,8 @@ class Site:
     def __init__(self, memo, reply, expand=None):
         self.memo, self.answer, self.expand = memo, reply, expand
         self.reply = reply                      # the same, until `close_all`
-        self.by_reply = memo.new_site()
+        self.by_reply = {}
+        memo.plans.append(self.by_reply)
         self.known, self.remembers, self.lines = memo.by_request.get, memo.by_request.__contains__, memo.lines
         self.remember, self.forget, self.tick = memo.remember, memo.forget, memo.tick
         self.tallies, self.status_heads = memo.tallies, memo.status_heads
@@ -289,7 +280,7 @@ class Site:
 
     def interim(self):
         """The Plan of 100 (Continue)."""
-        return self.plan(CONTINUE)
+        return self.plan(Reply(100, (), ()))
 
     def plan(self, reply):
         """The Plan of a Reply or FullResponse."""
@@ -311,7 +302,7 @@ class VirtualHosts(Site):
     """
 
     def __init__(self, memo, sites):
-        super().__init__(memo, unknown_host)
+        super().__init__(memo, partial(error_reply, 421, "there is no such host here"))     # RFC 9110 section 15.5.20
         self.sites = sites
 
     def respond(self, request):
@@ -328,11 +319,6 @@ class VirtualHosts(Site):
         super().close_all()
         for site in self.sites.values():
             site.close_all()
-
-
-def unknown_host(request):
-    """The Reply to a request for a host that is not served (RFC 9110 section 15.5.20)."""
-    return error_reply(421, "there is no such host here", request)
 
 
 def make_site(memo, responders):

@@ -17,7 +17,6 @@ from http1 import KNOWN, SERVED, format_date, parse_date
 MAX_PARTS = 16              # parts of one multipart/byteranges answer; who wants more gets the whole file
 MAX_RANGES = 64             # ranges looked at in one request
 PART_GAP = 80               # ranges nearer than this many bytes become one: about what a part's own head takes
-MEMO_TEXTS = 64             # texts of errors remembered: more than there are
 
 Field = tuple[bytes, bytes]                     # a header field's name and value
 Span = bytes | tuple[int, int]                  # bytes to send, or (address, length) in the archive
@@ -46,19 +45,12 @@ class Reply(NamedTuple):
 
 
 class FullResponse(NamedTuple):
-    """The Reply that nearly every request gets, 200 with all of a file, in a form that is cheap to make.
-
-    Responder.expand gives the Reply itself.
-    """
+    """What nearly every request gets, 200 with all of a file, in a form that is cheap to make; see Responder.expand."""
 
     chosen: Representation
     vary: bool              # whether other representations could have been chosen
     connection: bytes
     head_only: bool         # HEAD: no body
-
-    @property
-    def status(self):
-        return 200
 
 
 new_full_response = partial(tuple.__new__, FullResponse)        # as new_request in http1.py
@@ -120,12 +112,12 @@ class Responder:
         """The Reply that a FullResponse stands for."""
         chosen, vary, connection, head_only = response
         body = () if head_only else ((chosen.offset, chosen.length),)
-        fields = self.file_fields(chosen, representation_fields(chosen, vary), chosen.length)
-        return Reply(200, fields, body, connection)
+        return Reply(200, self.file_fields(chosen, vary, chosen.length), body, connection)
 
-    def file_fields(self, chosen, fields, length):
-        """`fields`, which say what the content is, and those that go with all or parts of a file."""
-        return *fields, length_field(length), *self.validators(chosen), ACCEPT_RANGES
+    def file_fields(self, chosen, vary, length, *content):
+        """The header fields that go with all or parts of a file; `content` are more that say what is sent of it."""
+        return (*representation_fields(chosen, vary), *content, length_field(length), *self.validators(chosen),
+                ACCEPT_RANGES)
 
     def validators(self, chosen):
         etag = ((b"ETag", chosen.etag),) if chosen.etag else ()
@@ -140,9 +132,8 @@ class Responder:
             return error_reply(412, "", request)
         if status == 304:
             return Reply(304, (*self.validators(chosen), *vary_fields(vary)), (), connection)
-        if fields.range is None or head_only or not range_applies(fields.if_range, chosen):
-            return FullResponse(chosen, vary, connection, head_only)
-        ranges = parse_ranges(fields.range, chosen.length)
+        asked = fields.range is not None and not head_only and range_applies(fields.if_range, chosen)
+        ranges = parse_ranges(fields.range, chosen.length) if asked else None
         if ranges is None:
             return FullResponse(chosen, vary, connection, head_only)
         if not ranges:
@@ -155,12 +146,12 @@ class Responder:
         if len(ranges) == 1:
             [(start, end)] = ranges
             body, length = ((chosen.offset + start, end - start),), end - start
-            fields = *representation_fields(chosen, vary), content_range(start, end, chosen.length)
+            fields = self.file_fields(chosen, vary, length, content_range(start, end, chosen.length))
         else:
             body, length = multipart(chosen, ranges)
             several = chosen._replace(media_type=b"multipart/byteranges; boundary=" + BOUNDARY)
-            fields = representation_fields(several, vary)
-        return Reply(206, self.file_fields(chosen, fields, length), body, connection)
+            fields = self.file_fields(several, vary, length)
+        return Reply(206, fields, body, connection)
 
 
 # --- replies that are not a file's
@@ -180,7 +171,7 @@ def error_reply(status, reason, request=None, extra=()):
     return content_reply(status, b"text/plain; charset=utf-8", error_text(status, reason), request, extra)
 
 
-@lru_cache(MEMO_TEXTS)
+@lru_cache(64)              # more than there are
 def error_text(status, reason):
     return f"{status} {HTTPStatus(status).phrase}{': ' if reason else ''}{reason}\n".encode()
 
@@ -203,7 +194,6 @@ class Redirector:
         self.read_challenge = read_challenge
 
     def reply(self, request):
-        """The Reply for a Request."""
         path = request.path
         if self.read_challenge and path.startswith(CHALLENGES):
             return self.challenge(path.removeprefix(CHALLENGES), request)
@@ -222,8 +212,7 @@ class Redirector:
         content = self.read_challenge(token)
         if content is None:
             return error_reply(404, "there is no such challenge", request)
-        fields = (b"Content-Type", b"application/octet-stream"), length_field(len(content)), NO_STORE
-        return Reply(200, fields, () if request.method == b"HEAD" else (content,), request.connection)
+        return content_reply(200, b"application/octet-stream", content, request, (NO_STORE,))
 
 
 # --- representations and header fields
@@ -265,18 +254,20 @@ def precondition(fields, chosen):
     if fields.if_match is not None:
         if not matches(fields.if_match, chosen.etag):
             return 412
-    elif fields.if_unmodified_since is not None:
-        date = parse_date(fields.if_unmodified_since)
-        if date is not None and chosen.mtime > date:
-            return 412
+    elif is_newer(chosen, fields.if_unmodified_since):
+        return 412
     if fields.if_none_match is not None:
         if matches(fields.if_none_match, chosen.etag, weak=True):
             return 304
-    elif fields.if_modified_since is not None:
-        date = parse_date(fields.if_modified_since)
-        if date is not None and chosen.mtime <= date:
-            return 304
+    elif is_newer(chosen, fields.if_modified_since) is False:
+        return 304
     return None
+
+
+def is_newer(chosen, date):
+    """Whether a Representation was modified after an HTTP-date; None where that is missing or malformed."""
+    seconds = None if date is None else parse_date(date)
+    return None if seconds is None else chosen.mtime > seconds
 
 
 def matches(value, etag, weak=False):
@@ -337,20 +328,16 @@ def position(digits):
     """A byte position as an int, None where there is none. Beyond 18 digits all are the same: past any end."""
     if not digits:
         return None
-    digits = digits.lstrip(b"0") or b"0"
-    return int(digits) if len(digits) < 19 else 10 ** 18
+    return min(int(b"0" + digits.lstrip(b"0")[:19]), 10 ** 18)
 
 
 def merge(ranges, start, end):
     """Add (start, end) to `ranges`, joined with all that it overlaps or nearly touches, at the place of the first."""
     near = [other for other in ranges if start <= other[1] + PART_GAP and other[0] <= end + PART_GAP]
-    if not near:
-        ranges.append((start, end))
-        return
-    joined = min(start, *(other[0] for other in near)), max(end, *(other[1] for other in near))
-    at = ranges.index(near[0])
+    at = ranges.index(near[0]) if near else len(ranges)
     ranges[:] = [other for other in ranges if other not in near]
-    ranges.insert(at, joined)
+    starts, ends = zip(*near, (start, end), strict=True)
+    ranges.insert(at, (min(starts), max(ends)))
 
 
 def content_range(start, end, length):

@@ -111,7 +111,7 @@ def test_a_full_response_is_not_expanded_until_asked():
     for method, head_only in (("GET", False), ("HEAD", True)):
         full = RESPONDER.reply(http1.parse_head(raw_request("/packed", method, connection="close")))
         assert full == FullResponse(PACKED.plain, True, b"close", head_only)
-        assert full.status == 200
+        assert RESPONDER.expand(full).status == 200
 
 
 # Accept-Encoding -> offset of what is sent of /packed: plain 500, br 100, zstd 200, gzip 700 bytes long

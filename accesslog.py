@@ -83,9 +83,14 @@ class AccessLog:
         """The third part, for a request head as it came, perhaps cut off, and `size` bytes of content sent."""
         line, _, block = head.partition(b"\r\n")
         host, tail = (self.known_fields if len(block) <= MEMO_BLOCK else self.fields)(block)
-        if self.json:
-            return b'%b%b,"status":%d,"bytes":%d%b' % (as_json(line), host, status, size, tail)
-        return b'"%b" %d %b%b' % (clean(line, MAX_TARGET) or b"-", status, b"%d" % size if size else b"-", tail)
+        if not self.json:
+            return b'"%b" %d %b%b' % (clean(line, MAX_TARGET) or b"-", status, b"%d" % size if size else b"-", tail)
+        method, _, rest = line.partition(b" ")
+        target, _, protocol = rest.rpartition(b" ")
+        if not target:                          # malformed: all of it is taken for the target
+            method, target, protocol = b"", line, b""
+        return b'"method":%b,"target":%b,"protocol":%b%b,"status":%d,"bytes":%d%b' % (
+            quoted(method, 40), quoted(target, MAX_TARGET), quoted(protocol, 40), host, status, size, tail)
 
     def fields(self, block):
         """(host, the end of a line) for a header block: the same for all that a given client asks."""
@@ -138,16 +143,14 @@ class AccessLog:
             if self.waiting:                # `lines` wait for more of them
                 self.write()
         elif -result not in (errno.EAGAIN, errno.EINTR, errno.ECANCELED):       # else the next tick tries again
-            self.on_failure(-result)
-
-    def on_failure(self, error):
-        """Drop what waits, but for the rest of a line that has been begun: it is written first, if anything ever is."""
-        if not self.failing:
-            log.warning("access log: %s: lines are dropped until it can be written to", os.strerror(error or errno.EIO))
-        self.failing = True
-        kept = self.waiting.find(b"\n") + 1 if self.begun else 0
-        self.dropped += self.waiting.count(b"\n", kept)
-        del self.waiting[kept:]
+            if not self.failing:
+                log.warning("access log: %s: lines are dropped until it can be written to",
+                            os.strerror(-result or errno.EIO))
+            self.failing = True
+            # Drop what waits, but for the rest of a line that has been begun: it comes first, if anything ever does.
+            kept = self.waiting.find(b"\n") + 1 if self.begun else 0
+            self.dropped += self.waiting.count(b"\n", kept)
+            del self.waiting[kept:]
 
 
 def clean(value, limit):
@@ -171,13 +174,3 @@ def quoted(value, limit):
     while len(json.dumps(text)) > limit + len('""'):
         text = text[:len(text) * 3 // 4]
     return json.dumps(text).encode()
-
-
-def as_json(line):
-    """Method, target and protocol of a request line; of a malformed one, all as the target."""
-    method, _, rest = line.partition(b" ")
-    target, _, protocol = rest.rpartition(b" ")
-    if not target:
-        method, target, protocol = b"", line, b""
-    return b'"method":%b,"target":%b,"protocol":%b' % (
-        quoted(method, 40), quoted(target, MAX_TARGET), quoted(protocol, 40))

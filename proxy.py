@@ -61,7 +61,7 @@ def take_header(data):
 
 def take_line(data):
     line, end, _ = data[:MAX_LINE].partition(b"\r\n")
-    rest = line[len(V1):]
+    rest, size = line[len(V1):], len(line) + len(end)
     if not any(rest.startswith(kind[:len(rest)]) for kind in KINDS):
         raise ProxyError("version 1: neither TCP4 nor TCP6 nor UNKNOWN")
     if b"\n" in line or b"\r" in line[:-1]:
@@ -70,23 +70,18 @@ def take_line(data):
         if len(data) >= MAX_LINE:
             raise ProxyError(f"version 1: no line end in {MAX_LINE} bytes")
         return None
-    return client(rest), len(line) + len(end)
-
-
-def client(rest):
-    """The source address from a line without its beginning and end, or None."""
     match = LINE.fullmatch(rest)
     if not match:
         raise ProxyError("version 1: malformed line")
     family, source, destination, *ports = match.groups()
     if family is None:
-        return None
+        return None, size
     if any(int(port) > 65535 for port in ports):
         raise ProxyError("version 1: no such port")
     parse = ipaddress.IPv4Address if family == b"4" else ipaddress.IPv6Address
     try:
         parse(destination.decode())
-        return str(without_mapping(parse(source.decode()))).encode()
+        return str(without_mapping(parse(source.decode()))).encode(), size
     except ValueError:
         raise ProxyError(f"version 1: no TCP{family.decode()} address") from None
 
@@ -94,36 +89,28 @@ def client(rest):
 # --- version 2, section 2.2
 
 def take_block(data):
-    start = len(SIGNATURE)
+    start, at = len(SIGNATURE), len(SIGNATURE) + 4      # of command and family; of what the length counts
     if len(data) > start and data[start] not in (LOCAL, PROXY):
         raise ProxyError("version 2: unknown version or command")
     relayed = len(data) > start + 1 and data[start] == PROXY        # of a LOCAL one nothing else counts
-    addresses = ADDRESSES.get(data[start + 1] >> 4) if relayed else 0
-    if addresses is None or relayed and data[start + 1] & 15 > 2:
+    family, protocol = divmod(data[start + 1], 16) if relayed else (UNSPEC, 0)
+    if family not in ADDRESSES or protocol > 2:
         raise ProxyError("version 2: unknown address family or protocol")
-    if len(data) < start + 4:
+    if len(data) < at:
         return None
-    size = start + 4 + int.from_bytes(data[start + 2:start + 4], "big")
+    size = at + int.from_bytes(data[start + 2:at], "big")
     if size > MAX_BLOCK:
         raise ProxyError(f"version 2: more than {MAX_BLOCK} bytes")
-    if size < start + 4 + addresses:
+    if size < at + ADDRESSES[family]:
         raise ProxyError("version 2: too short for its addresses")
     if len(data) < size:
         return None
-    return source(data[:size]) if relayed else None, size
-
-
-def source(header):
-    """The source address in a whole header whose command is PROXY, or None. Its TLVs have to be in order."""
-    family, protocol = divmod(header[len(SIGNATURE) + 1], 16)
-    if family == UNSPEC:                # nor are TLVs looked for: how long the addresses are is not known
-        return None
-    at = len(SIGNATURE) + 4
-    check_tlvs(header, at + ADDRESSES[family])
+    if family != UNSPEC:                # else how long the addresses are is not known, nor where TLVs begin
+        check_tlvs(data[:size], at + ADDRESSES[family])
     if family not in (INET, INET6) or not protocol:
-        return None
-    address = ipaddress.ip_address(header[at:at + (4 if family == INET else 16)])
-    return str(without_mapping(address)).encode()
+        return None, size
+    address = ipaddress.ip_address(data[at:at + (4 if family == INET else 16)])
+    return str(without_mapping(address)).encode(), size
 
 
 def check_tlvs(header, at):

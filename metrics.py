@@ -57,9 +57,8 @@ class Scoreboard:
         """Its worker has ended: keep what it counted, drop what it had."""
         start, past = row * len(NUMBERS), PAST * len(NUMBERS)
         self.words[self.folds_at] += 1
-        for i in range(len(COUNTERS)):
-            self.words[past + i] += self.words[start + i]
-        for i in range(len(NUMBERS)):
+        for i, name in enumerate(NUMBERS):
+            self.words[past + i] += self.words[start + i] if name in COUNTERS else 0
             self.words[start + i] = 0
         self.words[self.folds_at] += 1
         self.free.append(row)

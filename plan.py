@@ -24,9 +24,8 @@ SEND_SIZE = 512 * 1024      # bytes in one send: large enough for few completion
 COLD_SEND_SIZE = 128 * 1024 # the same, where it may have to be read from a disk: others wait while it is copied
 MEMO_PLANS = 8 << 20        # bytes of plans remembered: those of about 10,000 files
 MEMO_REQUESTS = 6 << 20     # bytes of requests remembered
-PLAN_OVERHEAD = 320         # bytes for a plan's objects in Python, roughly
-REQUEST_OVERHEAD = 200      # bytes for a request's, likewise
-FIELD_OVERHEAD = 60         # bytes for a header field's in a Reply, likewise
+# What the objects in Python take of a plan, of a request, and of each header field in a Reply, roughly, in bytes.
+PLAN_OVERHEAD, REQUEST_OVERHEAD, FIELD_OVERHEAD = 320, 200, 60
 MEMO_REQUEST = 2048         # a request longer than this is parsed each time
 SEEN_BITS = 16              # 64 KiB to tell what has come before from what comes for the first time
 EMPTY_SECONDS = 60          # a full memory is emptied as often as this

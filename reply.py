@@ -284,9 +284,7 @@ def range_applies(if_range, chosen):
     """If-Range (RFC 9110 section 13.1.5): a strong entity tag, or exactly the date of Last-Modified."""
     if if_range is None:
         return True
-    if if_range[:1] == b'"':
-        return if_range == chosen.etag
-    return parse_date(if_range) == chosen.mtime
+    return if_range == chosen.etag if if_range[:1] == b'"' else parse_date(if_range) == chosen.mtime
 
 
 # --- ranges (RFC 9110 section 14)
@@ -299,26 +297,22 @@ def parse_ranges(value, length):
 
     None where the field is to be ignored: malformed, another unit, too many parts.
     """
-    unit, equals, specs = value.partition(b"=")
-    if not equals or unit.strip().lower() != b"bytes":
+    unit, _, specs = value.partition(b"=")
+    asked = [spec.strip(b"\t ") for spec in specs.split(b",")]
+    if unit.strip().lower() != b"bytes" or len(asked) > MAX_RANGES or not any(asked):
         return None
     ranges: list[tuple[int, int]] = []
-    asked = [spec.strip(b"\t ") for spec in specs.split(b",")]
-    if len(asked) > MAX_RANGES or not any(asked):
-        return None
     for spec in filter(None, asked):
         match = RANGE.fullmatch(spec)
         if not match:
             return None
         first, last, suffix = map(position, match.groups())
-        if suffix is not None:
-            if suffix and not length:
-                return None                 # satisfiable, but no 206 can say "no bytes": answer with the whole, empty
-            start, end = max(0, length - suffix), length
-        else:
-            if last is not None and last < first:
-                return None
+        if last is not None and last < first or suffix and not length:
+            return None         # a suffix of nothing is satisfiable, but no 206 can say "no bytes": the whole can
+        if suffix is None:
             start, end = first, length if last is None else min(last + 1, length)
+        else:
+            start, end = max(0, length - suffix), length
         if start < end:
             merge(ranges, start, end)
     return ranges if len(ranges) <= MAX_PARTS else None
@@ -347,11 +341,9 @@ def content_range(start, end, length):
 def multipart(chosen, ranges):
     """Body spans and total length of a multipart/byteranges answer (RFC 9110 section 14.6)."""
     body: list[Span] = []
-    total = 0
     for start, end in ranges:
         fields = field_lines(((b"Content-Type", chosen.media_type), content_range(start, end, chosen.length)))
         head = b"%b--%b\r\n%b\r\n" % (b"\r\n" if body else b"", BOUNDARY, fields)
         body += [head, (chosen.offset + start, end - start)]
-        total += len(head) + end - start
-    tail = b"\r\n--%b--\r\n" % BOUNDARY
-    return (*body, tail), total + len(tail)
+    body.append(b"\r\n--%b--\r\n" % BOUNDARY)
+    return tuple(body), sum(len(span) if isinstance(span, bytes) else span[1] for span in body)

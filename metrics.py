@@ -88,9 +88,8 @@ class Scoreboard:
     # a worker
 
     def publish(self, row, counts):
-        start = row * len(NUMBERS)
-        for i, name in enumerate(NUMBERS):
-            self.words[start + i] = getattr(counts, name)
+        for i, name in enumerate(NUMBERS, row * len(NUMBERS)):
+            self.words[i] = getattr(counts, name)
 
     # whoever asks
 
@@ -266,11 +265,10 @@ ESCAPES = str.maketrans({"\\": r"\\", '"': r'\"', "\n": r"\n"})       # in label
 def series(metric, numbers, about):
     """(labels, value) of all that a metric shows."""
     if metric in METRICS_OF_NUMBERS:
-        yield from ((labels, numbers[name]) for name, labels in metric.numbers.items())
-        return
-    for thing in about.get("sites", ()) if metric in ARCHIVES else (about,):
-        for name, labels in metric.numbers.items():
-            yield {label: thing.get(key, "") for label, key in labels.items()}, thing.get(name, 1)
+        return [(labels, numbers[name]) for name, labels in metric.numbers.items()]
+    things = about.get("sites", ()) if metric in ARCHIVES else (about,)
+    return [({label: thing.get(key, "") for label, key in labels.items()}, thing.get(name, 1))
+            for thing in things for name, labels in metric.numbers.items()]
 
 
 def exposition(numbers, about):

@@ -1,12 +1,10 @@
-"""Plans, which are replies laid out in memory so that the kernel can send them as they stand; and sites, which answer
-requests with plans and remember them.
+"""Plans: replies laid out in memory as the kernel sends them; and sites, which answer requests with plans.
 
 A plan is a msghdr over [status line, Server, Date][header fields][body spans in the mapped archive], as HTTP/1.1 has
 them. It holds nothing of the connection, so one plan serves any number of connections at once, and it never changes:
 only the Date does, in the piece that all plans of one status share.
 
-Lifetime: whoever has sent a plan keeps a reference to it until the send has completed. Python's own reference
-count then frees its memory, never earlier.
+Lifetime: whoever has sent a plan keeps a reference to it until the send has completed; with the last one it is freed.
 """
 
 import mmap
@@ -39,16 +37,14 @@ PORT = re.compile(rb":[0-9]*$")         # of a Host field
 class StatusHeads:
     """Status line, Server, Date and `more` fields for each status, in memory where the Date is patched.
 
-    "HH:MM:SS" is 8 bytes and lies on an 8-byte boundary: it changes in one store, so that a kernel thread
-    (SQPOLL) that sends it meanwhile takes the old time or the new one. (The date before it changes at
-    midnight only, and there a reader could in principle see a mix.)
+    "HH:MM:SS" is 8 bytes and lies on an 8-byte boundary: it changes in one store, so a kernel thread (SQPOLL) takes the
+    old time or the new one. (The day before it changes at midnight only; there it could in principle see a mix.)
     """
 
     def __init__(self, server, wall, more=()):
         """server: bytes. wall: seconds since the epoch. more: (name, value) pairs."""
         self.memory = mmap.mmap(-1, STATUS_SLOT * len(HTTPStatus))
         self.words = memoryview(self.memory).cast("Q")
-        self.base = linux.address_of(self.memory)
         self.server, self.more = server, more
         self.heads = {}             # what `get` has given
         self.date_places = []       # offsets in `memory`
@@ -65,7 +61,7 @@ class StatusHeads:
         assert -time_at % 8 + len(head) <= STATUS_SLOT
         self.memory[start:start + len(head)] = head
         self.date_places.append(start + len(before))
-        self.heads[status] = self.base + start, len(head)
+        self.heads[status] = linux.address_of(self.memory) + start, len(head)
         return self.heads[status]
 
     def tick(self, wall):
@@ -101,10 +97,8 @@ class Plan:
                  "send_size", "status", "tally", "total")
 
     def __init__(self, reply, status_head, tally, lazy=False):
-        """One block of memory holds msghdr, iovecs and then every byte that is not in an archive.
-
-        tally: where responses with this status are counted. lazy: whether some of it may have to be read from a disk.
-        """
+        """One block of memory holds msghdr, iovecs and then every byte that is not in an archive. tally: where responses
+        with this status are counted. lazy: whether some of it may have to be read from a disk."""
         self.status, self.tally, self.lazy = reply.status, tally, lazy
         self.send_size = COLD_SEND_SIZE if lazy else SEND_SIZE
         header = header_section(reply)
@@ -156,12 +150,11 @@ def first_piece(segments, room):
 
 
 class Memo:
-    """What the sites of a worker share: the Date, counts, and the memories of plans, one by reply and one by the exact
-    bytes of the request that got it.
+    """What the sites of a worker share: the Date, counts, and plans, remembered by reply and by the bytes of a request.
 
-    Both are bounded, for all sites together. When one is full, each newcomer takes the place of the latest one, so that
-    a flood of requests that come once pushes out nothing that comes again and again; and what was full is emptied now
-    and then, so that what is no longer asked for goes too.
+    Both memories are bounded, for all sites together. In a full one each newcomer takes the latest one's place, so that
+    requests that come once push out nothing that comes often; and a full one is emptied now and then, for what is no
+    longer asked for.
     """
 
     def __init__(self, library, server, wall, more=()):
@@ -178,10 +171,7 @@ class Memo:
         self.emptied = self.warmed = wall
 
     def make(self, plans, key, reply):
-        """Make the Plan of a Reply, and keep it in `plans`, the dict of one site.
-
-        key: what it is kept under: the Reply again, or the FullResponse that stands for it.
-        """
+        """Make the Plan of a Reply; keep it in a site's `plans` under `key`, the Reply again or its FullResponse."""
         plan = Plan(reply, self.status_heads.get(reply.status), self.tallies[reply.status // 100],
                     self.library.lazy and self.library.is_lazy(reply.body))
         size = PLAN_OVERHEAD + len(plan.memory)
@@ -210,10 +200,8 @@ class Memo:
     def came_before(self, code):
         """Whether a request of this hash came lately. Now and then wrong, which costs or saves one parsing."""
         place, mark = code & (1 << SEEN_BITS) - 1, code >> SEEN_BITS & 0xFF
-        if self.seen[place] == mark:
-            return True
-        self.seen[place] = mark
-        return False
+        last, self.seen[place] = self.seen[place], mark
+        return last == mark
 
     def tick(self, wall):
         """Once a second: the Date, and room for what is new."""
@@ -295,10 +283,8 @@ class Site:
 
 
 class VirtualHosts(Site):
-    """Has each request answered by the Site of its host.
-
-    sites: by name, in lower case; "*.example.com" stands for all names with one more label, b"" for all others.
-    """
+    """Has each request answered by the Site of its host. sites: by name, in lower case; "*.example.com" stands for all
+    names with one more label, b"" for all others."""
 
     def __init__(self, memo, sites):
         super().__init__(memo, partial(error_reply, 421, "there is no such host here"))     # RFC 9110 section 15.5.20

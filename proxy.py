@@ -27,8 +27,7 @@ MAX_LINE = 107                  # section 2.1: the longest line of version 1, CR
 MAX_BLOCK = 4096                # a header of version 2. Section 2 has senders keep to 536, but what they tell of
                                 # certificates may take more; with 64 KiB, a proxy's mistake would be waited for
 KINDS = b"TCP4 ", b"TCP6 ", b"UNKNOWN"
-PORT = rb"(?:0|[1-9][0-9]{0,4})"
-LINE = re.compile(rb"(?:UNKNOWN(?: [^\r]*)?|TCP([46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) (%b) (%b))" % (PORT, PORT))
+LINE = re.compile(rb"UNKNOWN(?: [^\r]*)?|TCP([46]) ([\dA-Fa-f:.]+) ([\dA-Fa-f:.]+) (0|[1-9]\d{0,4}) (0|[1-9]\d{0,4})")
 
 LOCAL, PROXY = 0x20, 0x21       # section 2.2: version and command
 UNSPEC, INET, INET6 = 0, 1, 2
@@ -45,9 +44,8 @@ class ProxyError(Exception):
 def take_header(data):
     """(the client's address as text, bytes that the header takes) from the first bytes of a connection.
 
-    The address is None where there is none to tell, and the peer's own stands. None where more bytes are needed: a
-    line is looked at in detail when it is whole, and so are the TLVs. Raises ProxyError.
-    """
+    The address is None where the header tells none, and the peer's own stands. None where more bytes are needed: the
+    details of a line, and TLVs, are looked at when they are whole. Raises ProxyError."""
     if data.startswith(V1):
         return take_line(data)
     if data.startswith(SIGNATURE):

@@ -11,22 +11,19 @@ from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
-from archive import PATH_SAFE, Redirect, Representation, Resource
+from archive import PATH_SAFE, Representation, Resource
 from http1 import KNOWN, SERVED, format_date, parse_date
 
 MAX_PARTS = 16              # parts of one multipart/byteranges answer; who wants more gets the whole file
 MAX_RANGES = 64             # ranges looked at in one request
 PART_GAP = 80               # ranges nearer than this many bytes become one: about what a part's own head takes
 
-Field = tuple[bytes, bytes]                     # a header field's name and value
 Span = bytes | tuple[int, int]                  # bytes to send, or (address, length) in the archive
 
 ALLOW = b"Allow", b", ".join(SERVED)
 READ_ONLY = b"Allow", b"GET, HEAD"              # of what is made when it is asked for, where OPTIONS is no use
-ACCEPT_RANGES = b"Accept-Ranges", b"bytes"
 NO_STORE = b"Cache-Control", b"no-store"
 NOSNIFF = b"X-Content-Type-Options", b"nosniff"
-VARY = b"Vary", b"Accept-Encoding"
 BOUNDARY = secrets.token_hex(12).encode()       # made after the archive, so nothing in it can hold this by design
 
 
@@ -34,7 +31,7 @@ class Reply(NamedTuple):
     """A response but for what its sender adds: Server, Date, and Connection in HTTP/1."""
 
     status: int
-    fields: tuple[Field, ...]
+    fields: tuple[tuple[bytes, bytes], ...]         # names and values
     body: tuple[Span, ...]
     connection: bytes = b""     # as in Request: b"" (persist), b"close", b"keep-alive" (said to HTTP/1.0)
 
@@ -72,7 +69,10 @@ class Responder:
             return self.other_method(request)
         found = self.archive.find(path)
         if not isinstance(found, Resource):
-            return self.redirect(found, request) if found else self.not_found(request)
+            if found is None:
+                return self.not_found(request)
+            location = b"Location", found.location + request.query      # out of the index: it never leads elsewhere
+            return error_reply(308, "", request, (location, *self.cache_control))
         chosen = select(found, fields.codings)
         vary = bool(found.variants)
         if chosen is None:
@@ -101,11 +101,6 @@ class Responder:
         body = () if request.method == b"HEAD" else ((chosen.offset, chosen.length),)
         return Reply(404, fields, body, request.connection)
 
-    def redirect(self, found: Redirect, request):
-        """308 to a directory's own URL. The location comes from the archive's index, so it never leads elsewhere."""
-        location = b"Location", found.location + request.query
-        return error_reply(308, "", request, (location, *self.cache_control))
-
     # the file itself
 
     def expand(self, response):
@@ -117,7 +112,7 @@ class Responder:
     def file_fields(self, chosen, vary, length, *content):
         """The header fields that go with all or parts of a file; `content` are more that say what is sent of it."""
         return (*representation_fields(chosen, vary), *content, length_field(length), *self.validators(chosen),
-                ACCEPT_RANGES)
+                (b"Accept-Ranges", b"bytes"))
 
     def validators(self, chosen):
         etag = ((b"ETag", chosen.etag),) if chosen.etag else ()
@@ -157,10 +152,8 @@ class Responder:
 # --- replies that are not a file's
 
 def content_reply(status, media_type, content, request=None, extra=()):
-    """The Reply with `content` (bytes), which is in no archive; `extra` is more header fields.
-
-    Without a `request`, because what came cannot be understood as one, the connection ends with it.
-    """
+    """The Reply with `content` (bytes), which is in no archive; `extra` is more header fields. Without a `request`,
+    because what came cannot be understood as one, the connection ends with it."""
     fields = (b"Content-Type", media_type), length_field(len(content)), *extra, NOSNIFF
     head_only = request is not None and request.method == b"HEAD"
     return Reply(status, fields, () if head_only else (content,), request.connection if request else b"close")
@@ -231,7 +224,7 @@ def representation_fields(chosen: Representation, vary):
 
 
 def vary_fields(vary):
-    return (VARY,) if vary else ()
+    return ((b"Vary", b"Accept-Encoding"),) if vary else ()
 
 
 def length_field(length):
@@ -293,10 +286,8 @@ RANGE = re.compile(rb"([0-9]+)-([0-9]*)|-([0-9]+)")
 
 
 def parse_ranges(value, length):
-    """Ranges as (start, end) pairs in the order asked, end exclusive; [] where none can be satisfied.
-
-    None where the field is to be ignored: malformed, another unit, too many parts.
-    """
+    """Ranges as (start, end) pairs in the order asked, end exclusive; [] where none can be satisfied; None where the
+    field is to be ignored: malformed, another unit, too many parts."""
     unit, _, specs = value.partition(b"=")
     asked = [spec.strip(b"\t ") for spec in specs.split(b",")]
     if unit.strip().lower() != b"bytes" or len(asked) > MAX_RANGES or not any(asked):

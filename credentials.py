@@ -7,11 +7,9 @@ context, and OpenSSL takes the one that a client can verify.
 
 import contextlib
 import ctypes
-import hmac
 import logging
 import os
 import re
-import secrets
 import stat
 import time
 from typing import NamedTuple
@@ -19,10 +17,7 @@ from typing import NamedTuple
 from ktls import KernelTlsError, probe
 from options import UsageError
 from openssl import (
-    CTRL_CHAIN_CERT, CTRL_GROUPS_LIST, CTRL_MIN_PROTO_VERSION, CTRL_MODE, CTRL_SERVERNAME_CALLBACK,
-    CTRL_SESS_CACHE_MODE, CTRL_TICKET_KEYS, GEN_DNS, MODE_RELEASE_BUFFERS, NID_SUBJECT_ALT_NAME, OP_NO_COMPRESSION,
-    OP_NO_RENEGOTIATION, SESS_CACHE_OFF, TLS1_2, TLS1_3, TLSEXT_ALERT_FATAL, TLSEXT_NOACK, TLSEXT_OK, AlpnCallback,
-    KeylogCallback, OpenSSL, PasswordCallback, ServernameCallback, wipe,
+    TLS1_2, TLS1_3, AlpnCallback, KeylogCallback, OpenSSL, PasswordCallback, ServernameCallback, wipe,
 )
 
 # Mozilla's "intermediate" suites for TLS 1.2, those with ECDHE: DHE costs a server far more than the client that asks
@@ -36,6 +31,7 @@ NO_MORE = "no start line"   # what OpenSSL says of a file in which it finds noth
 LARGEST_FILE = 1 << 20      # bytes of a PEM file: a chain is a few KiB
 TICKET_PERIOD = 12 * 3600   # seconds that session tickets are sealed with the same keys
 TICKET_KEYS = 80            # bytes of them
+SECRET = 32                 # bytes: of SHA-256
 ACME_FOLDER = b".well-known/acme-challenge/"            # where `certbot --webroot` puts challenges
 ACME_TOKEN = re.compile(rb"[A-Za-z0-9_-]{1,255}")       # RFC 8555 section 8.3: the alphabet of base64url
 LARGEST_CHALLENGE = 4096    # bytes: a token, a dot and a thumbprint take about 90
@@ -51,25 +47,35 @@ class CredentialsError(UsageError):
 class TicketKeys:
     """The keys that session tickets are sealed with: the same in all processes, and others every TICKET_PERIOD.
 
-    Each follows from a secret, and each secret from the one before, which is forgotten: whoever takes a process over
-    cannot read what was resumed in earlier periods. Processes go on by the clock, so nobody has to tell the others.
+    Each follows from a secret, and each secret from the one before, which it overwrites in memory: whoever takes a
+    process over cannot read what was resumed in earlier periods. Processes go on by the clock, so nobody has to tell
+    the others. No secret or key ever becomes a Python object.
     """
 
-    def __init__(self, wall, secret=None):
-        self.secret = secret or secrets.token_bytes(32)
+    def __init__(self, openssl, wall):
+        self.openssl, self.secret = openssl, ctypes.create_string_buffer(SECRET)
+        openssl.check(openssl.RAND_priv_bytes(self.secret, SECRET), "random bytes")
         self.period = int(wall) // TICKET_PERIOD
 
     def advance(self, wall):
         """Go on to the period of `wall` (seconds since the epoch); tell whether that is another one."""
         before = self.period
         while self.period < int(wall) // TICKET_PERIOD:
-            self.secret = hmac.digest(self.secret, b"next", "sha256")
+            self.derive(b"next", self.secret)
             self.period += 1
         return self.period != before
 
     def keys(self):
-        """TICKET_KEYS bytes as SSL_CTX_set_tlsext_ticket_keys(3) takes them: a name, keys for HMAC and AES."""
-        return b"".join(hmac.digest(self.secret, b"keys %d" % i, "sha256") for i in range(3))[:TICKET_KEYS]
+        """TICKET_KEYS bytes as SSL_CTX_set_tlsext_ticket_keys(3) takes them (a name, keys for HMAC and AES), and some
+        more, in memory that the caller wipes."""
+        block = ctypes.create_string_buffer(3 * SECRET)
+        for i in range(3):
+            self.derive(b"keys %d" % i, ctypes.byref(block, i * SECRET))
+        return block
+
+    def derive(self, label, target):
+        """Write what follows from the secret by this label to `target`, which may be the secret: SECRET bytes."""
+        self.openssl.hmac("EVP_sha256", self.secret, SECRET, label, len(label), target)
 
 
 class Callbacks:
@@ -121,9 +127,10 @@ class Credentials:
         self.context = next(iter(contexts.values()))[0]
         if len(contexts) > 1:
             for context, _ in contexts.values():
-                openssl.SSL_CTX_callback_ctrl(context, CTRL_SERVERNAME_CALLBACK, self.callbacks.servername)
+                openssl.SSL_CTX_callback_ctrl(context, openssl.CTRL_SERVERNAME_CALLBACK, self.callbacks.servername)
 
     def close(self):
+        self.set_ticket_keys(os.urandom(TICKET_KEYS))       # SSL_CTX_free does not wipe them
         for context in self.contexts:
             self.openssl.SSL_CTX_free(context)
         self.contexts = []
@@ -134,10 +141,14 @@ class Credentials:
             self.use_tickets()
 
     def use_tickets(self):
-        keys = ctypes.create_string_buffer(self.tickets.keys(), TICKET_KEYS)
-        for context in self.contexts:
-            self.openssl.check(self.openssl.SSL_CTX_ctrl(context, CTRL_TICKET_KEYS, TICKET_KEYS, keys), "ticket keys")
+        keys = self.tickets.keys()
+        self.set_ticket_keys(keys)
         wipe(keys)
+
+    def set_ticket_keys(self, keys):
+        openssl = self.openssl
+        for context in self.contexts:
+            openssl.check(openssl.SSL_CTX_ctrl(context, openssl.CTRL_TICKET_KEYS, TICKET_KEYS, keys), "ticket keys")
 
     # one context
 
@@ -173,19 +184,19 @@ class Credentials:
         context = openssl.check(openssl.SSL_CTX_new(openssl.TLS_server_method()), "SSL_CTX_new")
         self.contexts.append(context)
         control = openssl.SSL_CTX_ctrl
-        openssl.check(control(context, CTRL_MIN_PROTO_VERSION, self.least_version, None), "least TLS version")
+        openssl.check(control(context, openssl.CTRL_MIN_PROTO_VERSION, self.least_version, None), "least TLS version")
         openssl.check(openssl.SSL_CTX_set_cipher_list(context, CIPHERS), "cipher list")
-        if not any(control(context, CTRL_GROUPS_LIST, 0, ctypes.c_char_p(groups)) == 1 for groups in GROUPS):
+        if not any(control(context, openssl.CTRL_GROUPS_LIST, 0, ctypes.c_char_p(groups)) == 1 for groups in GROUPS):
             raise CredentialsError(f"this OpenSSL ({openssl.version}) has no X25519: {openssl.reason()}")
         openssl.ERR_clear_error()
         # Tickets hold all that resuming takes, sealed with a key that all workers have from the context they share.
-        control(context, CTRL_SESS_CACHE_MODE, SESS_CACHE_OFF, None)
+        control(context, openssl.CTRL_SESS_CACHE_MODE, openssl.SESS_CACHE_OFF, None)
         openssl.SSL_CTX_set_session_id_context(context, SESSION_ID_CONTEXT, len(SESSION_ID_CONTEXT))
         # A connection can use up one ticket and gives one back: with HTTP/1.1 nobody needs more.
         openssl.SSL_CTX_set_num_tickets(context, 1)
         # Without it an idle connection would keep 34 KiB of buffers.
-        control(context, CTRL_MODE, MODE_RELEASE_BUFFERS, None)
-        openssl.SSL_CTX_set_options(context, OP_NO_COMPRESSION | OP_NO_RENEGOTIATION)
+        control(context, openssl.CTRL_MODE, openssl.MODE_RELEASE_BUFFERS, None)
+        openssl.SSL_CTX_set_options(context, openssl.OP_NO_COMPRESSION | openssl.OP_NO_RENEGOTIATION)
         openssl.SSL_CTX_set_alpn_select_cb(context, self.callbacks.alpn, None)
         if self.log_secrets:
             openssl.SSL_CTX_set_keylog_callback(context, self.callbacks.keylog)
@@ -200,7 +211,7 @@ class Credentials:
             raise CredentialsError(f"{key_file} is not the key of {certificate_file}: "
                                    "give --tls-key for each --tls-cert, in the same order")
         for certificate in chain[1:]:
-            if openssl.SSL_CTX_ctrl(context, CTRL_CHAIN_CERT, 1, certificate) != 1:
+            if openssl.SSL_CTX_ctrl(context, openssl.CTRL_CHAIN_CERT, 1, certificate) != 1:
                 raise CredentialsError(f"{certificate_file}: OpenSSL refuses a certificate of the chain: "
                                        f"{openssl.reason()}")
 
@@ -257,11 +268,11 @@ class Credentials:
     def names(self, certificate):
         """The DNS names in subjectAltName, in lower case (RFC 6125 section 6.4: nothing else counts)."""
         openssl, found = self.openssl, set()
-        names = openssl.X509_get_ext_d2i(certificate, NID_SUBJECT_ALT_NAME, None, None)
+        names = openssl.X509_get_ext_d2i(certificate, openssl.NID_SUBJECT_ALT_NAME, None, None)
         kind = ctypes.c_int()
         for i in range(openssl.OPENSSL_sk_num(names) if names else 0):
             value = openssl.GENERAL_NAME_get0_value(openssl.OPENSSL_sk_value(names, i), ctypes.byref(kind))
-            if kind.value == GEN_DNS:
+            if kind.value == openssl.GEN_DNS:
                 name = ctypes.string_at(openssl.ASN1_STRING_get0_data(value), openssl.ASN1_STRING_length(value))
                 found.add(name.lower())
         openssl.GENERAL_NAMES_free(names)
@@ -280,7 +291,7 @@ class Credentials:
         context = self.find(host) if host else None
         if context:
             self.openssl.SSL_set_SSL_CTX(ssl, context)
-        return TLSEXT_OK if context else TLSEXT_NOACK
+        return self.openssl.TLSEXT_OK if context else self.openssl.TLSEXT_NOACK
 
     def select_protocol(self, _ssl, chosen, length, offered, size, _argument):
         """RFC 7301 section 3.2: what is spoken here and offered, else the alert no_application_protocol."""
@@ -288,8 +299,8 @@ class Credentials:
         for name, memory in self.protocols.items():
             if name in names:
                 chosen[0], length[0] = ctypes.addressof(memory), len(name)
-                return TLSEXT_OK
-        return TLSEXT_ALERT_FATAL
+                return self.openssl.TLSEXT_OK
+        return self.openssl.TLSEXT_ALERT_FATAL
 
 
 def list_of_names(data):
@@ -358,7 +369,7 @@ def prepare_tls(options):
     words = f"in userspace ({openssl.version}): {reason}"
     if ciphers:
         words = f"in the kernel (handshakes by {openssl.version})" + f", but in part: {reason}" * bool(reason)
-    return Tls(openssl, ciphers, words, TicketKeys(time.time()), Callbacks())
+    return Tls(openssl, ciphers, words, TicketKeys(openssl, time.time()), Callbacks())
 
 
 def load_credentials(options, tls):

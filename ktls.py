@@ -21,9 +21,10 @@ import platform
 import socket
 import struct
 from collections import namedtuple
+from functools import partial
 
 import linux
-from openssl import TLS1_2, TLS1_3, wipe
+from openssl import TLS1_2, TLS1_3
 from options import StartError
 from uring import Ring, RingError
 
@@ -33,19 +34,21 @@ ULP = b"tls"
 AES_GCM_128, AES_GCM_256, CHACHA20_POLY1305 = 51, 52, 54
 # struct tls12_crypto_info_*: version, cipher; IV, key and salt, whose sizes Cipher has; record sequence number
 INFO = struct.Struct("=HH")
-Cipher = namedtuple("Cipher", "name module iv_size key_size salt_size")
+Cipher = namedtuple("Cipher", "name module digest iv_size key_size salt_size")
 CIPHERS = {
-    AES_GCM_128: Cipher("AES-128-GCM", "gcm", 8, 16, 4), AES_GCM_256: Cipher("AES-256-GCM", "gcm", 8, 32, 4),
-    CHACHA20_POLY1305: Cipher("ChaCha20-Poly1305", "chacha20poly1305", 12, 32, 0),
+    AES_GCM_128: Cipher("AES-128-GCM", "gcm", "EVP_sha256", 8, 16, 4),
+    AES_GCM_256: Cipher("AES-256-GCM", "gcm", "EVP_sha384", 8, 32, 4),
+    CHACHA20_POLY1305: Cipher("ChaCha20-Poly1305", "chacha20poly1305", "EVP_sha256", 12, 32, 0),
 }
 SEQUENCE_SIZE = 8
 INFO_SIZE = 56              # of the largest
 
-# Cipher suites (their numbers in TLS) -> kernel's cipher, hash function. TLS 1.3, then ECDHE for ECDSA and RSA.
+# Cipher suites (their numbers in TLS) -> kernel's cipher. Each goes with one hash function. TLS 1.3, then ECDHE for
+# ECDSA and RSA.
 SUITES = {
-    0x1301: (AES_GCM_128, "EVP_sha256"), 0x1302: (AES_GCM_256, "EVP_sha384"), 0x1303: (CHACHA20_POLY1305, "EVP_sha256"),
-    0xC02B: (AES_GCM_128, "EVP_sha256"), 0xC02C: (AES_GCM_256, "EVP_sha384"), 0xCCA9: (CHACHA20_POLY1305, "EVP_sha256"),
-    0xC02F: (AES_GCM_128, "EVP_sha256"), 0xC030: (AES_GCM_256, "EVP_sha384"), 0xCCA8: (CHACHA20_POLY1305, "EVP_sha256"),
+    0x1301: AES_GCM_128, 0x1302: AES_GCM_256, 0x1303: CHACHA20_POLY1305,
+    0xC02B: AES_GCM_128, 0xC02C: AES_GCM_256, 0xCCA9: CHACHA20_POLY1305,
+    0xC02F: AES_GCM_128, 0xC030: AES_GCM_256, 0xCCA8: CHACHA20_POLY1305,
 }
 HASH_SIZE = {"EVP_sha256": 32, "EVP_sha384": 48}
 
@@ -66,30 +69,27 @@ class KeySchedule:
         self.scratch = bytearray(512)
         self.at = linux.address_of(self.scratch)
 
-    def wipe(self):
-        wipe(self.scratch)
-
     def tls13(self, info, suite, secret, sequence):
         """Write to address `info` what the kernel has to know for one direction, from the traffic secret at address
         `secret` (RFC 8446 section 7.3)."""
-        cipher, digest = SUITES[suite]
+        cipher = SUITES[suite]
         key, iv = self.at + self.BLOCK, self.at + self.BLOCK + 64
-        self.expand_label(digest, secret, b"key", CIPHERS[cipher].key_size, key)
-        self.expand_label(digest, secret, b"iv", 12, iv)
+        self.expand_label(CIPHERS[cipher].digest, secret, b"key", CIPHERS[cipher].key_size, key)
+        self.expand_label(CIPHERS[cipher].digest, secret, b"iv", 12, iv)
         write_info(info, TLS1_3, cipher, key, iv, sequence)
 
     def expand_label(self, digest, secret, label, length, out):
         """HKDF-Expand-Label without context (RFC 8446 section 7.1): the first `length` of the bytes at `out`."""
         expansion = struct.pack(">HB", length, 6 + len(label)) + b"tls13 " + label + b"\0\1"
-        self.hmac(digest, secret, HASH_SIZE[digest], linux.address_of(expansion), len(expansion), out)
+        self.openssl.hmac(digest, secret, HASH_SIZE[digest], expansion, len(expansion), out)
 
     def tls12(self, send_info, receive_info, suite, master, randoms, sequences):
         """Both directions, from the master secret at address `master` (RFC 5246 section 6.3).
 
         `randoms`: the server's and the client's, 64 bytes. `sequences`: of the next record to send, to receive.
         """
-        cipher, digest = SUITES[suite]
-        self.pseudo_random(digest, master, b"key expansion" + randoms)
+        cipher = SUITES[suite]
+        self.pseudo_random(CIPHERS[cipher].digest, master, b"key expansion" + randoms)
         key_size, iv_size = CIPHERS[cipher].key_size, 12 if cipher == CHACHA20_POLY1305 else 4
         block, nonce = self.at + self.BLOCK, self.at + self.ITERATION
         for info, which, sequence in ((receive_info, 0, sequences[1]), (send_info, 1, sequences[0])):
@@ -99,18 +99,13 @@ class KeySchedule:
 
     def pseudo_random(self, digest, master, seed):
         """P_hash(master secret, seed) to BLOCK (RFC 5246 section 5): 96 bytes, where 88 are the most that is wanted."""
-        size = HASH_SIZE[digest]
+        size, hmac = HASH_SIZE[digest], partial(self.openssl.hmac, digest, master, 48)
         a = self.at + self.ITERATION
-        self.hmac(digest, master, 48, linux.address_of(seed), len(seed), a)
+        hmac(seed, len(seed), a)
         ctypes.memmove(a + size, seed, len(seed))
         for i in range(96 // size):
-            self.hmac(digest, master, 48, a, size + len(seed), self.at + self.BLOCK + i * size)
-            self.hmac(digest, master, 48, a, size, a)
-
-    def hmac(self, digest, key, key_size, data, size, out):
-        """HMAC (RFC 2104) of `size` bytes at address `data`, to address `out`."""
-        function = getattr(self.openssl, digest)()
-        self.openssl.check(self.openssl.HMAC(function, key, key_size, data, size, out, None), "HMAC")
+            hmac(a, size + len(seed), self.at + self.BLOCK + i * size)
+            hmac(a, size, a)
 
 
 def write_info(info, version, cipher, key, iv, sequence):
@@ -118,7 +113,7 @@ def write_info(info, version, cipher, key, iv, sequence):
 
     What AES-GCM calls salt is the front of the IV; its `iv` is the rest.
     """
-    _, _, iv_size, key_size, salt_size = CIPHERS[cipher]
+    *_, iv_size, key_size, salt_size = CIPHERS[cipher]
     ctypes.memmove(info, INFO.pack(version, cipher), INFO.size)
     at = info + INFO.size
     for source, size in ((iv + salt_size, iv_size), (key, key_size), (iv, salt_size)):
@@ -128,7 +123,7 @@ def write_info(info, version, cipher, key, iv, sequence):
 
 
 def info_size(cipher):
-    return INFO.size + sum(CIPHERS[cipher][2:]) + SEQUENCE_SIZE
+    return INFO.size + sum(CIPHERS[cipher][3:]) + SEQUENCE_SIZE
 
 
 # --- records that are no application data

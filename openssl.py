@@ -1,7 +1,7 @@
 """OpenSSL's libraries, for Python: the functions and numbers that are used, how they are called, what went wrong.
 
 Signatures and numbers are those of <openssl/ssl.h>, <openssl/bio.h>, <openssl/x509.h>, <openssl/err.h>, unchanged
-from OpenSSL 3.0 to 3.5. The libraries are loaded when TLS is asked for, and not before.
+from OpenSSL 3.0 to 3.5. The library is loaded when TLS is asked for, and not before.
 """
 
 import ctypes
@@ -9,17 +9,7 @@ from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_ubyte, c_uin
 
 from options import StartError
 
-# <openssl/ssl.h>
-CTRL_MODE, CTRL_SESS_CACHE_MODE, CTRL_SERVERNAME_CALLBACK = 33, 44, 53
-CTRL_TICKET_KEYS, CTRL_CHAIN_CERT, CTRL_GROUPS_LIST, CTRL_MIN_PROTO_VERSION = 59, 89, 92, 123
-MODE_RELEASE_BUFFERS, SESS_CACHE_OFF = 0x10, 0
-OP_NO_COMPRESSION, OP_NO_RENEGOTIATION = 1 << 17, 1 << 30
-TLS1_2, TLS1_3 = 0x0303, 0x0304
-ERROR_WANT_READ, ERROR_ZERO_RETURN = 2, 6
-TLSEXT_OK, TLSEXT_ALERT_FATAL, TLSEXT_NOACK = 0, 2, 3
-# <openssl/bio.h>, <openssl/x509v3.h>, <openssl/obj_mac.h>
-BIO_CTRL_RESET = 1
-GEN_DNS, NID_SUBJECT_ALT_NAME = 2, 85
+TLS1_2, TLS1_3 = 0x0303, 0x0304                 # <openssl/ssl.h>
 
 ServernameCallback = CFUNCTYPE(c_int, c_void_p, POINTER(c_int), c_void_p)
 AlpnCallback = CFUNCTYPE(c_int, c_void_p, POINTER(c_void_p), POINTER(c_ubyte), c_void_p, c_uint, c_void_p)
@@ -27,8 +17,10 @@ KeylogCallback = CFUNCTYPE(None, c_void_p, c_void_p)
 PasswordCallback = CFUNCTYPE(c_int, c_void_p, c_int, c_int, c_void_p)
 
 P = c_void_p
-# function -> (result, arguments)
-CRYPTO: dict[str, tuple] = {
+# function -> (result, arguments); None for those that are called for every request: they take c_void_p objects and ints
+# that fit a C int, and ctypes needs a quarter less time for these without being told what to expect
+FUNCTIONS: dict[str, tuple | None] = {
+    "BIO_read": None, "BIO_write": None, "SSL_read": None, "SSL_write": None,
     "BIO_ctrl": (ctypes.c_long, P, c_int, ctypes.c_long, P), "BIO_ctrl_pending": (c_size_t, P),
     "BIO_free": (c_int, P), "BIO_new": (P, P), "BIO_new_mem_buf": (P, P, c_int), "BIO_s_mem": (P,),
     "BIO_up_ref": (c_int, P),
@@ -42,9 +34,8 @@ CRYPTO: dict[str, tuple] = {
     "OPENSSL_sk_num": (c_int, P), "OPENSSL_sk_value": (P, P, c_int), "OpenSSL_version": (c_char_p, c_int),
     "PEM_read_bio_PrivateKey": (P, P, P, PasswordCallback, P), "PEM_read_bio_X509": (P, P, P, P, P),
     "X509_cmp_current_time": (c_int, P), "X509_free": (None, P), "X509_get0_notAfter": (P, P),
+    "RAND_priv_bytes": (c_int, P, c_int),
     "X509_get0_notBefore": (P, P), "X509_get_ext_d2i": (P, P, c_int, P, P),
-}
-SSL: dict[str, tuple] = {
     "SSL_CIPHER_get_protocol_id": (c_uint16, P), "SSL_CTX_callback_ctrl": (ctypes.c_long, P, c_int, ServernameCallback),
     "SSL_CTX_check_private_key": (c_int, P), "SSL_CTX_ctrl": (ctypes.c_long, P, c_int, ctypes.c_long, P),
     "SSL_CTX_free": (None, P), "SSL_CTX_new": (P, P), "SSL_CTX_set_alpn_select_cb": (None, P, AlpnCallback, P),
@@ -60,9 +51,6 @@ SSL: dict[str, tuple] = {
     "SSL_set_SSL_CTX": (P, P, P), "SSL_set_accept_state": (None, P), "SSL_set_bio": (None, P, P, P),
     "SSL_shutdown": (c_int, P), "SSL_version": (c_int, P), "TLS_server_method": (P,),
 }
-# Called for every request: they take c_void_p objects and ints that fit a C int, and ctypes needs a quarter less time
-# for these without being told what to expect.
-HOT = ("BIO_read", "BIO_write"), ("SSL_read", "SSL_write")
 
 
 class OpenSSLError(StartError):
@@ -72,25 +60,31 @@ class OpenSSLError(StartError):
 class OpenSSL:
     """The functions above, as attributes. `version`: "OpenSSL 3.0.19". Raises OpenSSLError."""
 
-    def __init__(self):
-        # PyDLL keeps the interpreter lock: there is one thread, and nobody to hand it to.
-        libraries = [self.load("libcrypto.so.3"), self.load("libssl.so.3")]
-        for library, prototypes, hot in zip(libraries, (CRYPTO, SSL), HOT, strict=True):
-            for name, (result, *arguments) in prototypes.items():
-                function = getattr(library, name)
-                function.restype, function.argtypes = result, arguments
-                setattr(self, name, function)
-            for name in hot:
-                setattr(self, name, getattr(library, name))
-        self.version = " ".join(self.OpenSSL_version(0).decode().split()[:2])
+    # <openssl/ssl.h>
+    CTRL_MODE, CTRL_SESS_CACHE_MODE, CTRL_SERVERNAME_CALLBACK = 33, 44, 53
+    CTRL_TICKET_KEYS, CTRL_CHAIN_CERT, CTRL_GROUPS_LIST, CTRL_MIN_PROTO_VERSION = 59, 89, 92, 123
+    MODE_RELEASE_BUFFERS, SESS_CACHE_OFF = 0x10, 0
+    OP_NO_COMPRESSION, OP_NO_RENEGOTIATION = 1 << 17, 1 << 30
+    ERROR_WANT_READ, ERROR_ZERO_RETURN = 2, 6
+    TLSEXT_OK, TLSEXT_ALERT_FATAL, TLSEXT_NOACK = 0, 2, 3
+    # <openssl/bio.h>, <openssl/x509v3.h>, <openssl/obj_mac.h>
+    BIO_CTRL_RESET = 1
+    GEN_DNS, NID_SUBJECT_ALT_NAME = 2, 85
 
-    @staticmethod
-    def load(name):
+    def __init__(self):
         try:
-            return ctypes.PyDLL(name)
-        except OSError:
+            # It brings libcrypto. PyDLL keeps the interpreter lock: there is one thread, and nobody to hand it to.
+            library = ctypes.PyDLL("libssl.so.3")
+        except OSError as error:
+            name = "libcrypto.so.3" if "libcrypto" in str(error) else "libssl.so.3"
             raise OpenSSLError(f"TLS needs OpenSSL 3, and {name} is not there: install it "
                                "(Debian: apt install libssl3, or libssl3t64)") from None
+        for name, prototype in FUNCTIONS.items():
+            function = getattr(library, name)
+            if prototype:
+                function.restype, *function.argtypes = prototype
+            setattr(self, name, function)
+        self.version = " ".join(self.OpenSSL_version(0).decode().split()[:2])
 
     def __getattr__(self, name):        # reached only for what is not there; lets type checkers know that more may be
         raise AttributeError(name)
@@ -108,8 +102,14 @@ class OpenSSL:
             raise OpenSSLError(f"{what}: {self.reason()}")
         return result
 
+    def hmac(self, digest, key, key_size, data, size, out):
+        """HMAC (RFC 2104) of `size` bytes of `data` with the hash function `digest` ("EVP_sha256"), written to `out`.
+
+        Key, data and out are addresses or memory of ctypes'; out may be one of the others. data may be bytes.
+        """
+        self.check(self.HMAC(getattr(self, digest)(), key, key_size, data, size, out, None), "HMAC")
+
 
 def wipe(memory):
     """Overwrite a bytearray (or other writable memory) with zeros, in place."""
-    size = len(memory)
-    ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 0, size)
+    ctypes.memset(ctypes.byref(ctypes.c_char.from_buffer(memory)), 0, len(memory))

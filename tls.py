@@ -18,7 +18,7 @@ import mmap
 
 import linux
 from ktls import INFO_SIZE, SUITES, KeySchedule, info_size
-from openssl import BIO_CTRL_RESET, ERROR_WANT_READ, ERROR_ZERO_RETURN, TLS1_3, wipe
+from openssl import TLS1_3, wipe
 
 RECORD_HEADER = 5               # bytes: type, version (2), length (2) (RFC 8446 section 5.1)
 LARGEST_PLAINTEXT = 1 << 14     # bytes of one record
@@ -144,12 +144,12 @@ class Engine:
         output = self.drain()
         session.output += output
         if result != 1:
-            if openssl.SSL_get_error(session.ssl, result) == ERROR_WANT_READ:
+            if openssl.SSL_get_error(session.ssl, result) == openssl.ERROR_WANT_READ:
                 return b""
             raise self.failure(session)
         session.established, session.resumed = True, bool(openssl.SSL_session_reused(session.ssl))
         if session.to_kernel:
-            session.to_kernel = SUITES.get(self.suite(session), (None,))[0] in self.kernel_ciphers
+            session.to_kernel = SUITES.get(self.suite(session)) in self.kernel_ciphers
         # Under the last keys we have sent TLS 1.3's session tickets, or TLS 1.2's Finished, and received no more than
         # TLS 1.2's Finished.
         session.modern = openssl.SSL_version(session.ssl) == TLS1_3
@@ -200,9 +200,9 @@ class Engine:
             openssl.SSL_get_client_random(session.ssl, ctypes.byref(randoms, 32), 32)
             openssl.SSL_SESSION_get_master_key(openssl.SSL_get_session(session.ssl), secrets, SECRET)
             self.schedule.tls12(send, receive, suite, secrets, randoms.raw, session.sequences)
-        self.schedule.wipe()
-        wipe(session.secrets)
-        return info_size(SUITES[suite][0])
+        for memory in (self.schedule.scratch, session.secrets):
+            wipe(memory)
+        return info_size(SUITES[suite])
 
     def hand_over(self, session):
         """The kernel has taken over: nothing more is needed here."""
@@ -230,10 +230,10 @@ class Engine:
         TLS itself. Raises TlsError."""
         openssl = self.openssl
         why = openssl.SSL_get_error(session.ssl, result)
-        if why == ERROR_ZERO_RETURN:
+        if why == openssl.ERROR_ZERO_RETURN:
             session.at_end = True
             self.discard()
-        elif why != ERROR_WANT_READ:
+        elif why != openssl.ERROR_WANT_READ:
             raise self.failure(session)
         said = self.drain()
         session.output += said
@@ -281,7 +281,7 @@ class Engine:
 
     def discard(self):
         """Drop what OpenSSL has not read."""
-        self.openssl.BIO_ctrl(self.incoming, BIO_CTRL_RESET, 0, None)
+        self.openssl.BIO_ctrl(self.incoming, self.openssl.BIO_CTRL_RESET, 0, None)
 
     def failure(self, session):
         """A TlsError for what OpenSSL says is wrong; both BIOs are empty then."""

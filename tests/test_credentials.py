@@ -1,17 +1,23 @@
 """Certificates and keys: which goes with which name, what a client gets, and what is said of files that will not do."""
 
 import contextlib
+import copy
+import ctypes
+import hmac
 import os
 import ssl
+import subprocess
+import sys
 import threading
 
 import pytest
 from certificates import KINDS, Pair, private_pem
 from cryptography.hazmat.primitives.asymmetric import rsa
+from support import ROOT
 from tlsmemory import ClientContext, Peer, TestEngine
 
 import credentials
-from credentials import TICKET_KEYS, TICKET_PERIOD, Credentials, CredentialsError, TicketKeys
+from credentials import SECRET, TICKET_KEYS, TICKET_PERIOD, Credentials, CredentialsError, TicketKeys
 from openssl import TLS1_2, OpenSSL
 from tls import Engine
 
@@ -22,7 +28,7 @@ def openssl():
 
 
 def load(openssl, *pairs):
-    return Credentials(openssl, [(pair.cert, pair.key) for pair in pairs], TLS1_2, TicketKeys(0))
+    return Credentials(openssl, [(pair.cert, pair.key) for pair in pairs], TLS1_2, TicketKeys(openssl, 0))
 
 
 def certificate_for(engine, name, context=None):
@@ -297,6 +303,17 @@ def resume(engine, context, session=None):
     return peer.tls.session_reused, peer.tls.session
 
 
+def twin(tickets):
+    """What another process has that was forked from one with these TicketKeys."""
+    other = copy.copy(tickets)
+    other.secret = ctypes.create_string_buffer(tickets.secret.raw, SECRET)
+    return other
+
+
+def block(tickets):
+    return bytes(tickets.keys()[:TICKET_KEYS])
+
+
 def processes(openssl, pair, *tickets):
     """Engines of processes that have these TicketKeys."""
     return [Engine(openssl, Credentials(openssl, [(pair.cert, pair.key)], TLS1_2, keys)) for keys in tickets]
@@ -304,9 +321,8 @@ def processes(openssl, pair, *tickets):
 
 @pytest.mark.parametrize("version", ("1.2", "1.3"))
 def test_tickets_are_good_in_all_processes_for_their_time(openssl, pairs, version):
-    secret, context = bytes(range(32)), ClientContext(version)
-    one, two, stranger = processes(openssl, pairs["p256"], TicketKeys(NOW, secret), TicketKeys(NOW, secret),
-                                   TicketKeys(NOW))
+    tickets, context = TicketKeys(openssl, NOW), ClientContext(version)
+    one, two, stranger = processes(openssl, pairs["p256"], tickets, twin(tickets), TicketKeys(openssl, NOW))
     reused, session = resume(one, context)
     assert not reused
     assert resume(two, context, session)[0]
@@ -322,17 +338,111 @@ def test_tickets_are_good_in_all_processes_for_their_time(openssl, pairs, versio
     assert resume(one, context, session)[0]
 
 
-def test_ticket_keys_go_by_the_clock():
+def test_ticket_keys_go_by_the_clock(openssl):
     """Whoever looks more often, or has begun later, has the same; and none of what was before can be made of it."""
-    often, seldom = (TicketKeys(NOW, bytes(32)) for _ in range(2))
-    seen = [often.keys()]
+    often = TicketKeys(openssl, NOW)
+    seldom, seen = twin(often), [block(often)]
     for hour in range(1, 100):
         if often.advance(NOW + 3600 * hour):
-            seen.append(often.keys())
+            seen.append(block(often))
     assert len(set(seen)) == len(seen) == 1 + (NOW + 3600 * 99) // TICKET_PERIOD - NOW // TICKET_PERIOD
     assert seldom.advance(NOW + 3600 * 99)
-    assert seldom.keys() == often.keys() == seen[-1]
+    assert block(seldom) == block(often) == seen[-1]
     assert not seldom.advance(NOW)              # a clock that is set back does not bring old ones back
-    assert seldom.keys() == seen[-1]
+    assert block(seldom) == seen[-1]
     assert len(seen[0]) == TICKET_KEYS
-    assert TicketKeys(NOW).keys() != TicketKeys(NOW).keys()
+    assert block(TicketKeys(openssl, NOW)) != block(TicketKeys(openssl, NOW))
+
+
+def test_how_secrets_follow(openssl):
+    """As HMAC-SHA256 has it, by Python's own."""
+    tickets = TicketKeys(openssl, NOW)
+    secret = tickets.secret.raw
+    assert len(secret) == SECRET
+    assert bytes(tickets.keys()) == b"".join(hmac.digest(secret, b"keys %d" % i, "sha256") for i in range(3))
+    tickets.advance(NOW + TICKET_PERIOD)
+    assert tickets.secret.raw == hmac.digest(secret, b"next", "sha256")
+
+
+def test_ticket_keys_are_as_many_as_openssl_takes(openssl, pairs):
+    loaded = load(openssl, pairs["p256"])
+    assert openssl.SSL_CTX_ctrl(loaded.context, openssl.CTRL_TICKET_KEYS, 0, None) == TICKET_KEYS
+
+
+# A process that says, with all bits turned over, what secrets it has; then takes a step each time it is told to.
+STEPS = """
+import ctypes, sys
+from credentials import Credentials, TicketKeys
+from openssl import TLS1_2, OpenSSL, wipe
+
+def say(memory):
+    print(bytes(255 - byte for [byte] in memory).hex(), flush=True)
+    sys.stdin.readline()
+
+openssl = OpenSSL()
+tickets = TicketKeys(openssl, {now})
+loaded = Credentials(openssl, [{pair}], TLS1_2, tickets)
+say(tickets.secret)
+keys = tickets.keys()
+say(keys)
+wipe(keys)
+say(b"")
+loaded.renew_tickets({now} + {period})
+keys = tickets.keys()
+say(keys)
+wipe(keys)
+loaded.close()
+say(b"")
+"""
+
+
+def test_former_ticket_secrets_are_in_no_memory_of_the_process(pairs):
+    """Neither a secret after the next one has taken its place, nor keys of OpenSSL's, also of contexts let go of.
+
+    LD_BIND_NOW: a linker that looks functions up at their first call saves the processor's registers on the stack for
+    that, and with them, by chance, what was copied last.
+    """
+    steps = STEPS.format(now=NOW, period=TICKET_PERIOD, pair=(str(pairs["p256"].cert), str(pairs["p256"].key)))
+    with subprocess.Popen([sys.executable, "-c", steps], text=True, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT), "LD_BIND_NOW": "1"},
+                          ) as process:
+        def secret():
+            return bytes(255 - byte for byte in bytes.fromhex(process.stdout.readline()))
+
+        def go_on():
+            process.stdin.write("\n")
+            process.stdin.flush()
+
+        def places(needle):
+            return sum(memory.count(needle) for memory in memory_of(process.pid))
+
+        first = secret()
+        assert places(first) == 1
+        go_on()
+        former = secret()
+        keys = [former[16:48], former[48:80]]
+        assert [places(key) for key in keys] == [2, 2]
+        go_on()
+        secret()
+        assert [places(key) for key in keys] == [1, 1], "what the context was given is still there"
+        go_on()
+        block = secret()
+        present = [block[16:48], block[48:80]]
+        assert [places(key) for key in present] == [2, 2]
+        assert [places(key) for key in (first, *keys)] == [0, 0, 0]
+        go_on()
+        secret()
+        assert [places(key) for key in present] == [0, 0]
+        go_on()
+        assert process.wait() == 0
+
+
+def memory_of(pid):
+    """The contents of a process' writable memory, by its parts."""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            bounds, mode, *_ = line.split()
+            if mode.startswith("rw"):
+                start, end = (int(bound, 16) for bound in bounds.split("-"))
+                memory.seek(start)
+                yield memory.read(end - start)

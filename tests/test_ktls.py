@@ -41,7 +41,7 @@ def suites_of(version):
 
 def told(info, suite):
     """The Direction that the kernel takes from a struct of ours."""
-    return Direction.of_info(bytes(info[:ktls.info_size(ktls.SUITES[suite.number][0])]))
+    return Direction.of_info(bytes(info[:ktls.info_size(ktls.SUITES[suite.number])]))
 
 
 def parts(direction):
@@ -82,7 +82,7 @@ def test_every_suite_is_known():
 @pytest.mark.parametrize("sequence", SEQUENCES)
 @suites_of(TLS_1_3)
 def test_tls_1_3(schedule, suite, sequence):
-    secret = SECRET[:ktls.HASH_SIZE[ktls.SUITES[suite.number][1]]]
+    secret = SECRET[:ktls.HASH_SIZE[ktls.CIPHERS[ktls.SUITES[suite.number]].digest]]
     info = bytearray(INFO_SIZE)
     schedule.tls13(linux.address_of(info), suite.number, linux.address_of(secret), sequence)
     assert parts(told(info, suite)) == parts(Direction.of_secret(suite, secret, sequence))
@@ -117,7 +117,7 @@ def test_scratch_is_wiped(schedule):
     info = bytearray(INFO_SIZE)
     schedule.tls13(linux.address_of(info), 0x1302, linux.address_of(SECRET), 0)
     assert any(schedule.scratch)
-    schedule.wipe()
+    wipe(schedule.scratch)
     assert not any(schedule.scratch)
     assert schedule.at == linux.address_of(schedule.scratch), "what was wiped is not where the keys were"
 

@@ -138,7 +138,7 @@ class TestEngine(Engine):
 
     def __init__(self, pairs, kernel_ciphers=ALL_CIPHERS, least=LEAST):
         openssl = CountingOpenSSL()
-        credentials = Credentials(openssl, pairs, least, TicketKeys(0), bool(kernel_ciphers))
+        credentials = Credentials(openssl, pairs, least, TicketKeys(openssl, 0), bool(kernel_ciphers))
         super().__init__(openssl, credentials, kernel_ciphers)
 
     def another(self, kernel_ciphers):

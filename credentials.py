@@ -155,18 +155,14 @@ class Credentials:
     def load(self, contexts, certificate_file, key_file):
         """Put a certificate with its key into the context of its names, which is made where it is the first."""
         openssl = self.openssl
-        chain = self.read_chain(certificate_file)
-        key = self.read_key(key_file)
-        names = self.names(chain[0])
-        kind = openssl.EVP_PKEY_get_base_id(key)
+        chain, key = self.read_chain(certificate_file), self.read_key(key_file)
+        names, kind = self.names(chain[0]), openssl.EVP_PKEY_get_base_id(key)
         group = names or certificate_file
-        if group in contexts and kind not in contexts[group][1]:
-            context, kinds = contexts[group]
-        else:
+        context, kinds = contexts.get(group) or (self.make_context(), set())
+        if kind in kinds:
             context, kinds = self.make_context(), set()
-            if group in contexts:
-                self.warnings.append(f"{certificate_file} has the names and the type of key of one before it, "
-                                     "so no client will get it")
+            self.warnings.append(f"{certificate_file} has the names and the type of key of one before it, "
+                                 "so no client will get it")
         kinds.add(kind)
         self.use(context, chain, key, certificate_file, key_file)
         if contexts and not names:
@@ -227,7 +223,7 @@ class Credentials:
                     size += got
         except OSError as error:
             raise CredentialsError(f"cannot read {path}: {error.strerror}") from None
-        bio = self.openssl.BIO_new_mem_buf(ctypes.addressof(ctypes.c_char.from_buffer(contents)), size)
+        bio = self.openssl.BIO_new_mem_buf(ctypes.byref(ctypes.c_char.from_buffer(contents)), size)
         try:
             yield bio
         finally:
@@ -315,34 +311,17 @@ def list_of_names(data):
 # --- ACME (RFC 8555 section 8.3): how a certificate authority sees that a host is ours
 
 def read_acme_challenge(directory, token):
-    """The content for a challenge's `token` (bytes), or None where there is none. `directory` is a descriptor.
+    """The content for a challenge's `token` (bytes), None where no small regular file has it.
 
-    The file is in ACME_FOLDER below that directory, or in the directory itself, where other clients put it.
+    It is in ACME_FOLDER below `directory` (a descriptor), or in the directory itself, where other clients put it.
     """
-    if not ACME_TOKEN.fullmatch(token):
-        return None
-    for folder in (ACME_FOLDER, b""):
-        content = read_small(folder + token, directory)
-        if content is not None:
-            return content
+    for folder in (ACME_FOLDER, b"") if ACME_TOKEN.fullmatch(token) else ():
+        with contextlib.suppress(OSError), open(folder + token, "rb", buffering=0, opener=lambda path, flags: os.open(
+                path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)) as file:
+            found = os.fstat(file.fileno())
+            if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST_CHALLENGE:
+                return file.read(LARGEST_CHALLENGE)
     return None
-
-
-def read_small(path, directory):
-    """The contents of a regular file, or None where there is none, or a link, or something large or special."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-    except OSError:
-        return None
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_CHALLENGE:
-            return None
-        return os.read(fd, LARGEST_CHALLENGE)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
 
 
 # --- TLS as a server has it

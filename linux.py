@@ -32,10 +32,7 @@ POLLIN, POLLOUT = (1, 4) if sys.byteorder == "little" else (1 << 16, 4 << 16)
 
 
 def layout(form, *offsets):
-    """struct.Struct(`form`) of a C structure, having checked that its fields lie at these offsets.
-
-    The last of the offsets is the structure's size.
-    """
+    """struct.Struct(`form`) of a C structure, whose fields have to lie at these offsets; the last is its size."""
     found = struct.unpack("<" + form[1:], bytes(range(offsets[-1])))    # each field's lowest byte is its own offset
     assert [value & 0xFF for value in found] == [*offsets[:-1]], form
     return struct.Struct(form)
@@ -83,14 +80,16 @@ def address_of(buffer):
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
-def pointer(address):
-    """`address` as an argument for functions that are called without being told their argument types."""
-    return ctypes.c_void_p(address)
+pointer = ctypes.c_void_p       # of an address: an argument for functions that are not told their argument types
+copy = ctypes.memmove           # (target, source, size): addresses
 
 
-def copy(target, source, size):
-    """Copy `size` bytes between addresses."""
-    ctypes.memmove(target, source, size)
+def map_memory(fd, length, protection, flags, failure):
+    """The address of a new mapping (mmap(2)). Raises OSError that says `failure`."""
+    address = libc.mmap(None, length, protection, flags, fd, 0)
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(failure)
+    return address
 
 
 def map_file(fd, length):
@@ -99,12 +98,8 @@ def map_file(fd, length):
     No Python object is laid over it: should the file be truncated, a send fails with EFAULT, while a read
     from Python would be a SIGBUS. Raises OSError.
     """
-    if not length:
-        return 0
-    address = libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
-    if address == ctypes.c_void_p(-1).value:
-        raise OSError(f"cannot map {length} bytes of the archive: the address space (ulimit -v) is too small")
-    return address
+    return length and map_memory(fd, length, mmap.PROT_READ, mmap.MAP_SHARED, (
+        f"cannot map {length} bytes of the archive: the address space (ulimit -v) is too small"))
 
 
 def hide(address, length):
@@ -113,22 +108,21 @@ def hide(address, length):
 
 
 def unmap_file(address, length):
-    if length:
-        libc.munmap(address, length)
+    libc.munmap(address, length)
 
 
 def map_huge(fd, length, bits):
     """The address of a copy of a file's `length` bytes in huge pages of 2**`bits` bytes. Raises OSError."""
     page = 1 << bits
-    address = libc.mmap(None, -(-length // page) * page, mmap.PROT_READ | mmap.PROT_WRITE,
-                        mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_HUGETLB | bits << MAP_HUGE_SHIFT, -1, 0)
-    if address == ctypes.c_void_p(-1).value:
-        raise OSError(f"there are not enough free huge pages of {page} bytes for {length} bytes")
-    memory, done = (ctypes.c_char * length).from_address(address), 0
+    room = -(-length // page) * page
+    address = map_memory(-1, room, mmap.PROT_READ | mmap.PROT_WRITE,
+                         mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_HUGETLB | bits << MAP_HUGE_SHIFT,
+                         f"there are not enough free huge pages of {page} bytes for {length} bytes")
+    memory, done = memoryview((ctypes.c_char * length).from_address(address)), 0
     while done < length:
-        read = os.preadv(fd, [memoryview(memory)[done:done + (1 << 30)]], done)
+        read = os.preadv(fd, [memory[done:done + (1 << 30)]], done)
         if not read:
-            libc.munmap(address, -(-length // page) * page)
+            libc.munmap(address, room)
             raise OSError("the archive was cut short while it was read")
         done += read
     return address
@@ -177,9 +171,7 @@ def message_size(segments):
 
 def write_message(memory, address, segments, control=(0, 0)):
     """Write a msghdr over `segments` of (address, length), then its iovecs, to the front of `memory` at `address`.
-
-    control: address and size of its control message.
-    """
+    control: address and size of its control message."""
     MSGHDR.pack_into(memory, 0, 0, 0, address + MSGHDR.size, len(segments), *control, 0)
     for i, (base, length) in enumerate(segments):
         IOVEC.pack_into(memory, MSGHDR.size + IOVEC.size * i, base, length)
@@ -192,18 +184,15 @@ def read_message(memory):
 
 
 class Message:
-    """Memory for a message of up to `size` bytes with one control message (cmsg(3)), to send or to receive.
-
-    address: of the msghdr. control_size: CMSG_SPACE or CMSG_LEN of the control message's data, 4 bytes at most.
-    """
+    """Memory for a message of up to `size` bytes with one control message (cmsg(3)), to send or to receive. address: of
+    the msghdr. control_size: CMSG_SPACE or CMSG_LEN of the control message's data, 4 bytes at most."""
 
     CONTROL = message_size(1)
     DATA = CONTROL + socket.CMSG_SPACE(4)
 
     def __init__(self, size, control_size):
-        self.memory = bytearray(self.DATA + size)
+        self.memory, self.size, self.control_size = bytearray(self.DATA + size), size, control_size
         self.address = address_of(self.memory)
-        self.size, self.control_size = size, control_size
         self.prepare()
 
     def prepare(self):
@@ -219,11 +208,9 @@ class Message:
         self.memory[self.DATA:] = data
 
     def received(self, size, level, kind):
-        """(data, control, flags) of a received message of `size` bytes, which makes room for the next.
-
-        control: the data of its control message, b"" where it has none of this level and type. flags: MSG_TRUNC ...
-        """
-        _, _, _, _, _, control_size, flags = MSGHDR.unpack_from(self.memory)
+        """(data, control, flags) of a received message of `size` bytes, which makes room for the next. control: the
+        data of its control message, b"" where it has none of this level and type. flags: MSG_TRUNC ..."""
+        *_, control_size, flags = MSGHDR.unpack_from(self.memory)
         length, *what = CMSGHDR.unpack_from(self.memory, self.CONTROL)
         end = self.CONTROL + min(length, control_size)
         control = bytes(self.memory[self.CONTROL + CMSGHDR.size:end]) if what == [level, kind] else b""
@@ -239,10 +226,8 @@ IN_NONBLOCK, IN_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
 
 
 def open_inotify():
-    """A descriptor that can be read when a file has been written to that `report_writes` was called for (inotify(7)).
-
-    -1 where there cannot be another one.
-    """
+    """A descriptor that can be read when a file has been written to that `report_writes` was called for (inotify(7));
+    -1 where there cannot be another one."""
     return libc.inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
 
 
@@ -256,36 +241,30 @@ UNSENT = 256 * 1024
 TCP_OPTIONS = (socket.TCP_NODELAY, 1), (socket.TCP_NOTSENT_LOWAT, UNSENT)
 
 SOCKADDR = ctypes.create_string_buffer(128)     # struct sockaddr_storage
-SOCKADDR_SIZE = ctypes.c_uint32()
 MAPPED = bytes(10) + b"\xff\xff"                # in front of an IPv4 address in IPv6 (RFC 4291 section 2.5.5.2)
 PR_SET_PDEATHSIG = 1                            # <linux/prctl.h>
 
 
 def peer_address(fd):
     """Who is connected to socket `fd` (getpeername(2)), as text: b"192.0.2.1"; b"" where it is no internet address."""
-    SOCKADDR_SIZE.value = len(SOCKADDR)
-    if libc.getpeername(fd, SOCKADDR, ctypes.byref(SOCKADDR_SIZE)):
+    if libc.getpeername(fd, SOCKADDR, ctypes.byref(ctypes.c_uint32(len(SOCKADDR)))):
         return b""
     raw = SOCKADDR.raw
     family = int.from_bytes(raw[:2], sys.byteorder)
-    if family == socket.AF_INET:
-        return socket.inet_ntop(family, raw[4:8]).encode()
-    if family != socket.AF_INET6:
-        return b""
-    if raw.startswith(MAPPED, 8):
+    if family == socket.AF_INET6 and raw.startswith(MAPPED, 8):
         return socket.inet_ntop(socket.AF_INET, raw[20:24]).encode()
-    return socket.inet_ntop(family, raw[8:24]).encode()
+    where = {socket.AF_INET: slice(4, 8), socket.AF_INET6: slice(8, 24)}.get(family)
+    return socket.inet_ntop(family, raw[where]).encode() if where else b""
 
 
 TCP_INFO_HEAD = ctypes.create_string_buffer(128)        # <linux/tcp.h> struct tcp_info, up to tcpi_bytes_acked
-TCP_INFO_SIZE = ctypes.c_uint32()
 
 
 def bytes_acknowledged(fd):
     """How many bytes the client of TCP connection `fd` has acknowledged, of all that were sent; None where it is none
     (tcp(7), TCP_INFO)."""
-    TCP_INFO_SIZE.value = len(TCP_INFO_HEAD)
-    if libc.getsockopt(fd, socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_HEAD, ctypes.byref(TCP_INFO_SIZE)):
+    size = ctypes.byref(ctypes.c_uint32(len(TCP_INFO_HEAD)))
+    if libc.getsockopt(fd, socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_HEAD, size):
         return None
     return int.from_bytes(TCP_INFO_HEAD.raw[120:], sys.byteorder)
 

@@ -5,7 +5,7 @@ from OpenSSL 3.0 to 3.5. The library is loaded when TLS is asked for, and not be
 """
 
 import ctypes
-from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_ubyte, c_uint, c_uint16, c_uint64, c_void_p
+from ctypes import CFUNCTYPE, POINTER, c_char, c_char_p, c_int, c_long, c_ubyte, c_uint, c_uint16, c_ulong, c_void_p
 
 from options import StartError
 
@@ -16,41 +16,30 @@ AlpnCallback = CFUNCTYPE(c_int, c_void_p, POINTER(c_void_p), POINTER(c_ubyte), c
 KeylogCallback = CFUNCTYPE(None, c_void_p, c_void_p)
 PasswordCallback = CFUNCTYPE(c_int, c_void_p, c_int, c_int, c_void_p)
 
-P = c_void_p
-# function -> (result, arguments); None for those that are called for every request: they take c_void_p objects and ints
-# that fit a C int, and ctypes needs a quarter less time for these without being told what to expect
-FUNCTIONS: dict[str, tuple | None] = {
-    "BIO_read": None, "BIO_write": None, "SSL_read": None, "SSL_write": None,
-    "BIO_ctrl": (ctypes.c_long, P, c_int, ctypes.c_long, P), "BIO_ctrl_pending": (c_size_t, P),
-    "BIO_free": (c_int, P), "BIO_new": (P, P), "BIO_new_mem_buf": (P, P, c_int), "BIO_s_mem": (P,),
-    "BIO_up_ref": (c_int, P),
-    "ERR_clear_error": (None,), "ERR_get_error": (ctypes.c_ulong,),
-    "ERR_reason_error_string": (c_char_p, ctypes.c_ulong),
-    "EVP_PKEY_free": (None, P), "EVP_PKEY_get_base_id": (c_int, P), "EVP_sha256": (P,), "EVP_sha384": (P,),
-    "GENERAL_NAMES_free": (None, P), "GENERAL_NAME_get0_value": (P, P, POINTER(c_int)),
-    "ASN1_STRING_get0_data": (P, P), "ASN1_STRING_length": (c_int, P),
-    "HMAC": (P, P, P, c_int, P, c_size_t, P, P),
-    "OPENSSL_hexstr2buf_ex": (c_int, P, c_size_t, P, P, ctypes.c_char),
-    "OPENSSL_sk_num": (c_int, P), "OPENSSL_sk_value": (P, P, c_int), "OpenSSL_version": (c_char_p, c_int),
-    "PEM_read_bio_PrivateKey": (P, P, P, PasswordCallback, P), "PEM_read_bio_X509": (P, P, P, P, P),
-    "X509_cmp_current_time": (c_int, P), "X509_free": (None, P), "X509_get0_notAfter": (P, P),
-    "RAND_priv_bytes": (c_int, P, c_int),
-    "X509_get0_notBefore": (P, P), "X509_get_ext_d2i": (P, P, c_int, P, P),
-    "SSL_CIPHER_get_protocol_id": (c_uint16, P), "SSL_CTX_callback_ctrl": (ctypes.c_long, P, c_int, ServernameCallback),
-    "SSL_CTX_check_private_key": (c_int, P), "SSL_CTX_ctrl": (ctypes.c_long, P, c_int, ctypes.c_long, P),
-    "SSL_CTX_free": (None, P), "SSL_CTX_new": (P, P), "SSL_CTX_set_alpn_select_cb": (None, P, AlpnCallback, P),
-    "SSL_CTX_set_cipher_list": (c_int, P, c_char_p), "SSL_CTX_set_keylog_callback": (None, P, KeylogCallback),
-    "SSL_CTX_set_num_tickets": (c_int, P, c_size_t), "SSL_CTX_set_options": (c_uint64, P, c_uint64),
-    "SSL_CTX_set_session_id_context": (c_int, P, c_char_p, c_uint),
-    "SSL_CTX_use_PrivateKey": (c_int, P, P), "SSL_CTX_use_certificate": (c_int, P, P),
-    "SSL_SESSION_get_master_key": (c_size_t, P, P, c_size_t), "SSL_do_handshake": (c_int, P), "SSL_free": (None, P),
-    "SSL_get_client_random": (c_size_t, P, P, c_size_t), "SSL_get_current_cipher": (P, P),
-    "SSL_get_error": (c_int, P, c_int),
-    "SSL_get_server_random": (c_size_t, P, P, c_size_t), "SSL_get_servername": (c_char_p, P, c_int),
-    "SSL_get_session": (P, P), "SSL_new": (P, P), "SSL_session_reused": (c_int, P),
-    "SSL_set_SSL_CTX": (P, P, P), "SSL_set_accept_state": (None, P), "SSL_set_bio": (None, P, P, P),
-    "SSL_shutdown": (c_int, P), "SSL_version": (c_int, P), "TLS_server_method": (P,),
+TYPES = {"P": c_void_p, "s": c_char_p, "c": c_char, "i": c_int, "I": c_uint, "l": c_long, "L": c_ulong, "H": c_uint16,
+         "-": None}                                     # size_t and uint64_t are unsigned long
+FUNCTIONS = {   # name: the types of its result and its arguments
+    "ASN1_STRING_get0_data": "PP", "ASN1_STRING_length": "iP", "BIO_ctrl": "lPilP", "BIO_ctrl_pending": "LP",
+    "BIO_free": "iP", "BIO_new": "PP", "BIO_new_mem_buf": "PPi", "BIO_s_mem": "P", "BIO_up_ref": "iP",
+    "ERR_clear_error": "-", "ERR_get_error": "L", "ERR_reason_error_string": "sL", "EVP_PKEY_free": "-P",
+    "EVP_PKEY_get_base_id": "iP", "EVP_sha256": "P", "EVP_sha384": "P", "GENERAL_NAME_get0_value": "PPP",
+    "GENERAL_NAMES_free": "-P", "HMAC": "PPPiPLPP", "OPENSSL_hexstr2buf_ex": "iPLPPc", "OPENSSL_sk_num": "iP",
+    "OPENSSL_sk_value": "PPi", "OpenSSL_version": "si", "PEM_read_bio_PrivateKey": "PPPPP",
+    "PEM_read_bio_X509": "PPPPP", "RAND_priv_bytes": "iPi", "SSL_CIPHER_get_protocol_id": "HP",
+    "SSL_CTX_callback_ctrl": "lPiP", "SSL_CTX_check_private_key": "iP", "SSL_CTX_ctrl": "lPilP", "SSL_CTX_free": "-P",
+    "SSL_CTX_new": "PP", "SSL_CTX_set_alpn_select_cb": "-PPP", "SSL_CTX_set_cipher_list": "iPs",
+    "SSL_CTX_set_keylog_callback": "-PP", "SSL_CTX_set_num_tickets": "iPL", "SSL_CTX_set_options": "LPL",
+    "SSL_CTX_set_session_id_context": "iPsI", "SSL_CTX_use_certificate": "iPP", "SSL_CTX_use_PrivateKey": "iPP",
+    "SSL_do_handshake": "iP", "SSL_free": "-P", "SSL_get_client_random": "LPPL", "SSL_get_current_cipher": "PP",
+    "SSL_get_error": "iPi", "SSL_get_server_random": "LPPL", "SSL_get_servername": "sPi", "SSL_get_session": "PP",
+    "SSL_new": "PP", "SSL_SESSION_get_master_key": "LPPL", "SSL_session_reused": "iP", "SSL_set_accept_state": "-P",
+    "SSL_set_bio": "-PPP", "SSL_set_SSL_CTX": "PPP", "SSL_shutdown": "iP", "SSL_version": "iP",
+    "TLS_server_method": "P", "X509_cmp_current_time": "iP", "X509_free": "-P", "X509_get0_notAfter": "PP",
+    "X509_get0_notBefore": "PP", "X509_get_ext_d2i": "PPiPP",
 }
+# Called for every request: they take c_void_p objects and ints that fit a C int, and ctypes needs a quarter less time
+# for these without being told what to expect.
+HOT = "BIO_read", "BIO_write", "SSL_read", "SSL_write"
 
 
 class OpenSSLError(StartError):
@@ -79,11 +68,12 @@ class OpenSSL:
             name = "libcrypto.so.3" if "libcrypto" in str(error) else "libssl.so.3"
             raise OpenSSLError(f"TLS needs OpenSSL 3, and {name} is not there: install it "
                                "(Debian: apt install libssl3, or libssl3t64)") from None
-        for name, prototype in FUNCTIONS.items():
+        for name, types in FUNCTIONS.items():
             function = getattr(library, name)
-            if prototype:
-                function.restype, *function.argtypes = prototype
+            function.restype, *function.argtypes = (TYPES[letter] for letter in types)
             setattr(self, name, function)
+        for name in HOT:
+            setattr(self, name, getattr(library, name))
         self.version = " ".join(self.OpenSSL_version(0).decode().split()[:2])
 
     def __getattr__(self, name):        # reached only for what is not there; lets type checkers know that more may be

@@ -70,23 +70,19 @@ class Session:
     @property
     def wanted(self):
         """How many bytes are missing, before the kernel can take over, from a record that has begun or its header."""
-        if not self.tail or not self.to_kernel:
-            return 0
-        return record_size(self.tail) - len(self.tail) if len(self.tail) >= RECORD_HEADER else (
-            RECORD_HEADER - len(self.tail))
+        return record_size(self.tail) - len(self.tail) if self.tail and self.to_kernel else 0
 
 
 def record_size(record):
-    """Bytes of the record at the front of `record`, which holds its header at least."""
-    return RECORD_HEADER + int.from_bytes(record[3:RECORD_HEADER], "big")
+    """Bytes of the record that begins with `record`; of its header alone where that is not there as a whole."""
+    return RECORD_HEADER + (int.from_bytes(record[3:RECORD_HEADER], "big") if len(record) >= RECORD_HEADER else 0)
 
 
 def split_records(data):
     """(how many whole records are at the front of `data`, the rest of it)."""
     count = at = 0
-    while len(data) - at >= RECORD_HEADER and at + record_size(data[at:at + RECORD_HEADER]) <= len(data):
-        at += record_size(data[at:at + RECORD_HEADER])
-        count += 1
+    while (end := at + record_size(data[at:at + RECORD_HEADER])) <= len(data):
+        count, at = count + 1, end
     return count, data[at:]
 
 
@@ -106,8 +102,7 @@ class Engine:
 
     def start(self, to_kernel):
         """A new Session; `to_kernel`: whether its socket is ready for the kernel to take over. Raises TlsError."""
-        openssl = self.openssl
-        ssl = openssl.SSL_new(self.credentials.context)
+        openssl, ssl = self.openssl, self.openssl.SSL_new(self.credentials.context)
         if not ssl:
             raise TlsError(f"no new session: {openssl.reason()}")
         openssl.BIO_up_ref(self.incoming)       # SSL_free lets go of one reference to each
@@ -132,10 +127,8 @@ class Engine:
     # handshake
 
     def handshake(self, session, data):
-        """Go on with a handshake. Gives the plaintext that stands behind its end, once it is done.
-
-        `session.output` is to be sent then, also where TlsError is raised.
-        """
+        """Go on with a handshake. Gives the plaintext that stands behind its end, once it is done. `session.output` is
+        to be sent then, also where TlsError is raised."""
         openssl = self.openssl
         openssl.BIO_write(self.incoming, data, len(data))
         self.handshaking = session

@@ -26,16 +26,9 @@ The contract: what the rest of tarweb uses of an engine, and all that another en
     address `buffer_address(i)`. `give_back(i)` lets the buffer be used again. The loop saves that call too: where
     `buffer_order` has i at place `buffer_tail` & `buffer_mask`, it only has to add 1 to buffer_tail.
   * `overflows` counts completions that the kernel has lost. `close()` releases an engine with nothing in flight.
-
-Memory order, the facts
-  * Ring (DEFER_TASKRUN): completions are posted, and receive buffers taken, by our own task inside
-    io_uring_enter. One thread does everything, so program order is all the order there is to want.
-  * PolledRing (SQPOLL): a kernel thread on another CPU reads what we write. Between writing an entry and
-    publishing its tail, between reading a tail and its entries, and between publishing the tail and reading
-    the flags there has to be a fence. Python has none, but releasing and taking an uncontended threading.Lock
-    is a release and then an acquire of one atomic word: no access moves across the pair. See `fence`.
 """
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -100,9 +93,8 @@ class Liburing:
 
     def __init__(self):
         library = ctypes.PyDLL("liburing.so.2")
-        self.setup = library.io_uring_setup
-        self.enter = library.io_uring_enter
-        self.register = library.io_uring_register
+        self.setup, self.enter, self.register = (
+            library.io_uring_setup, library.io_uring_enter, library.io_uring_register)
         self.setup.argtypes = [ctypes.c_uint, ctypes.c_void_p]
         # enter has no argtypes: all it is given are C ints and None, and ctypes takes half the time so.
         self.register.argtypes = [ctypes.c_int, ctypes.c_uint, ctypes.c_void_p, ctypes.c_uint]
@@ -130,11 +122,9 @@ class Libc:
 
 def load_calls(use_liburing=True):
     """Liburing() where it is installed and new enough, else Libc()."""
-    if use_liburing:
-        try:
+    with contextlib.suppress(OSError, AttributeError):
+        if use_liburing:
             return Liburing()
-        except (OSError, AttributeError):
-            pass
     return Libc()
 
 
@@ -175,6 +165,13 @@ def permitted(result, call, detail=""):
     return check(result, call + detail)
 
 
+# Facts about memory order
+#   * Ring (DEFER_TASKRUN): completions are posted, and receive buffers taken, by our own task inside io_uring_enter.
+#     One thread does everything, so program order is all the order there is to want.
+#   * PolledRing (SQPOLL): a kernel thread on another CPU reads what we write. Between writing an entry and publishing
+#     its tail, between reading a tail and its entries, and between publishing the tail and reading the flags there has
+#     to be a fence. Python has none, but releasing and taking an uncontended threading.Lock is a release and then an
+#     acquire of one atomic word: no access moves across the pair.
 _lock = threading.Lock()
 _lock.acquire()
 
@@ -190,16 +187,14 @@ def fence():
 class Ring:
     """One io_uring and its receive buffers, for about so many `connections` at a time.
 
-    Completions carry the (tag, epoch) that the operation was armed with. Raises RingError where the kernel
-    cannot do it.
-
-    operations: the only ones (OP_*) that can ever be done with it, None for all; see `restrict`.
-
-    Files are plain descriptors, not slots of a table registered with the ring. Before Linux 6.13 a file taken out of
-    such a table stays open until every operation armed before on any of its files has ended, and multishot
-    operations do not end: closed connections would never see the close. (Seen on 6.1 and 6.12; on 6.18 plain
-    descriptors cost nothing that could be measured.)
+    operations: the only ones (OP_*) that can ever be done with it, None for all; see `restrict`. Raises RingError where
+    the kernel cannot do it.
     """
+
+    # Facts about files: they are plain descriptors, not slots of a table registered with the ring. Before Linux 6.13 a
+    # file taken out of such a table stays open until every operation armed before on any of its files has ended, and
+    # multishot operations do not end: closed connections would never see the close. (Seen on 6.1 and 6.12; on 6.18
+    # plain descriptors cost nothing that could be measured.)
 
     write = staticmethod(SQE.pack_into)
     mode = SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN | SETUP_COOP_TASKRUN
@@ -296,8 +291,7 @@ class Ring:
         """
         rules = [RESTRICTION.pack(RESTRICTION_SQE_OP, op) for op in operations]
         rules.append(RESTRICTION.pack(RESTRICTION_SQE_FLAGS_ALLOWED, LINK | BUFFER_SELECT | CQE_SKIP_SUCCESS))
-        packed = b"".join(rules)
-        self.register(REGISTER_RESTRICTIONS, "(RESTRICTIONS)", packed, len(rules))
+        self.register(REGISTER_RESTRICTIONS, "(RESTRICTIONS)", b"".join(rules), len(rules))
         self.register(REGISTER_ENABLE_RINGS, "(ENABLE_RINGS)")
         works = [op for op in self.known if op not in operations and self.attempt(op) != [-errno.EACCES]]
         if works or self.calls.register(self.fd, REGISTER_PROBE, 0, 0) != -errno.EACCES:
@@ -317,7 +311,6 @@ class Ring:
         return self.words[self.cq_overflow]
 
     def close(self):
-        """Let go of a ring that nothing is in flight in."""
         os.close(self.fd)
 
     # receive buffers
@@ -327,12 +320,9 @@ class Ring:
         return self.pool_address + i * self.buffer_size
 
     def give_back(self, i):
-        """Put buffer `i` at the end of the ring; the kernel sees it after `publish_buffers`.
-
-        The kernel takes buffers in the ring's order, so the entry is nearly always there already.
-        """
+        """Put buffer `i` at the end of the ring; the kernel sees it after `publish_buffers`."""
         place = self.buffer_tail & self.buffer_mask
-        if self.buffer_order[place] != i:
+        if self.buffer_order[place] != i:       # the kernel takes buffers in order: it is nearly always there already
             self.buffer_order[place] = i
             BUF.pack_into(self.buffer_ring, place * 16, self.buffer_address(i), self.buffer_size, i)
         self.buffer_tail += 1
@@ -359,10 +349,8 @@ class Ring:
         self.write(self.queue, self.place(), OP_ACCEPT, 0, ACCEPT_MULTISHOT if multishot else 0, fd, 0, 0, 0, 0, tag, 0)
 
     def arm_recv(self, tag, epoch, fd, multishot=True, at_most=0):
-        """Multishot: one completion for each piece received, until one comes without CQE_MORE.
-
-        `at_most`: bytes of a single piece, 0 for as many as a buffer takes.
-        """
+        """Multishot: one completion for each piece received, until one comes without CQE_MORE. `at_most`: bytes of a
+        single piece, 0 for as many as a buffer takes."""
         self.write(self.queue, self.place(), OP_RECV, BUFFER_SELECT,
                    RECV_MULTISHOT if multishot else 0, fd, 0, 0, at_most, 0, tag, epoch)
 
@@ -377,10 +365,8 @@ class Ring:
         self.write(self.queue, self.place(), OP_SEND, flags, 0, fd, 0, address, length, message_flags, tag, epoch)
 
     def arm_setsockopt(self, tag, epoch, fd, option, value, flags=0):
-        """setsockopt(2) with `option` (level, name) and `value` (address, length), kept alive by the caller.
-
-        Linux 6.7; before that it completes with -EOPNOTSUPP.
-        """
+        """setsockopt(2) with `option` (level, name) and `value` (address, length), kept alive by the caller. Linux 6.7;
+        before that it completes with -EOPNOTSUPP."""
         SQE_SOCKOPT.pack_into(self.queue, self.place(), OP_URING_CMD, flags, 0, fd, SOCKET_URING_OP_SETSOCKOPT,
                               *option, tag, epoch, value[1], value[0])
 
@@ -424,14 +410,10 @@ class Ring:
     # submitting and completing
 
     def wait(self):
-        """Submit what is armed, sleep until something has completed, return it (see `completions`).
-
-        The batch is empty where a signal came first.
-        """
+        """Submit what is armed, sleep until something has completed, return it; nothing where a signal came first."""
         self.buffer_tail_word[BUFFER_TAIL] = self.buffer_tail & 0xFFFF
-        if self.busyloop and self.spin():
-            return self.completions()
-        self.enter(1)
+        if not (self.busyloop and self.spin()):
+            self.enter(1)
         return self.completions()
 
     def enter(self, min_complete):
@@ -440,9 +422,9 @@ class Ring:
         consumed = self.system_enter(self.fd, self.tail - self.submitted, min_complete, ENTER_GETEVENTS, None)
         if consumed < 0:
             ignore_passing(consumed)
-            return
-        self.submitted += consumed
-        self.room = self.submitted + self.entries
+        else:
+            self.submitted += consumed
+            self.room = self.submitted + self.entries
 
     def flush(self, count=1):
         """Make room for `count` entries in the submission queue."""
@@ -479,10 +461,7 @@ class Ring:
 
 
 class PolledRing(Ring):
-    """A Ring whose submissions a kernel thread takes (SQPOLL): system calls only to wake it, or to sleep ourselves.
-
-    Where the other thread could see our writes in another order than we made them, or we its, stands a fence.
-    """
+    """A Ring whose submissions a kernel thread takes (SQPOLL): system calls only to wake it, or to sleep ourselves."""
 
     mode = SETUP_SQPOLL
     fenced = True

@@ -103,7 +103,7 @@ def test_nothing_but_the_standard_library(name):
 # --- who touches C
 
 C_OBJECT = ctypes.c_int.__mro__[-2]         # what all of ctypes' objects are, functions included; libraries are CDLL
-OPENSSL = {*openssl.FUNCTIONS}
+OPENSSL = {*openssl.FUNCTIONS, *openssl.HOT}
 
 
 def nodes(name, kind):

@@ -97,8 +97,9 @@ class Plan:
                  "send_size", "status", "tally", "total")
 
     def __init__(self, reply, status_head, tally, lazy=False):
-        """One block of memory holds msghdr, iovecs and then every byte that is not in an archive. tally: where responses
-        with this status are counted. lazy: whether some of it may have to be read from a disk."""
+        """One block of memory holds msghdr, iovecs and then every byte that is not in an archive.
+
+        tally: where responses with this status are counted. lazy: whether a disk may have to be read for some of it."""
         self.status, self.tally, self.lazy = reply.status, tally, lazy
         self.send_size = COLD_SEND_SIZE if lazy else SEND_SIZE
         header = header_section(reply)

@@ -17,7 +17,6 @@ filter alone would be theatre.
 
 import contextlib
 import errno
-import functools
 import mmap
 import os
 import platform
@@ -27,7 +26,7 @@ import signal
 import socket
 import struct
 import sys
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import linux
 from linux import TCP_OPTIONS, address_of, libc_call
@@ -69,6 +68,7 @@ X32 = 0x40000000            # <asm/unistd.h> of x86_64: the bit in the numbers o
 # Under which conditions a call is meant: all those of one of these sets. A condition is (which argument, a mask, what
 # these bits of it have to be).
 Conditions = tuple[tuple[tuple[int, int, int], ...], ...]
+Calls = dict[str, Conditions]
 ALWAYS: Conditions = ((),)
 PROT_EXEC, FIONBIO, AT_EMPTY_PATH = 4, 0x5421, 0x1000       # <sys/mman.h>, <asm-generic/ioctls.h>, <fcntl.h>
 ALL_BITS = 0xFFFFFFFF
@@ -116,14 +116,7 @@ def about(conditions, meant, otherwise):
 
 # --- what is given up
 
-class User(NamedTuple):
-    """Of passwd(5)."""
-    uid: int
-    gid: int
-    name: str
-
-
-NOBODY = User(65534, 65534, "nobody")
+NOBODY = SimpleNamespace(pw_name="nobody", pw_uid=65534, pw_gid=65534)
 
 # <linux/prctl.h>
 PR_SET_DUMPABLE, PR_GET_SECCOMP, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 4, 21, 22, 24, 38
@@ -144,7 +137,7 @@ TCP_RIGHTS, TCP_ABI = 0b11, 4                   # bind, connect
 SCOPE_ABSTRACT, SCOPE_SIGNAL, SCOPE_ABI = 1, 2, 6
 
 # What a worker may call, and what for.
-LOOP: dict[str, Conditions] = {
+LOOP: Calls = {
     "io_uring_enter": ALWAYS,                   # everything
     "read": ALWAYS,                             # that an archive has been written to
     "write": ALWAYS,                            # messages; to the parent, and to itself from a signal handler
@@ -152,8 +145,8 @@ LOOP: dict[str, Conditions] = {
     "poll": ALWAYS, "ppoll": ALWAYS,            # the same: whether somebody waits
     "lseek": ALWAYS,                            # how long an archive is now
     "preadv2": ALWAYS, "preadv": ALWAYS,        # what of it is in memory, and what of it OpenSSL is to encrypt
-    "mmap": NOT_EXECUTABLE, "mprotect": NOT_EXECUTABLE, "munmap": ALWAYS, "mremap": ALWAYS, "madvise": ALWAYS,
-    "brk": ALWAYS,
+    "mmap": NOT_EXECUTABLE, "mprotect": NOT_EXECUTABLE,     # memory
+    "munmap": ALWAYS, "mremap": ALWAYS, "madvise": ALWAYS, "brk": ALWAYS,
     "futex": ALWAYS, "sched_yield": ALWAYS,     # locks that somebody holds
     "rt_sigreturn": ALWAYS, "rt_sigprocmask": ALWAYS, "restart_syscall": ALWAYS,
     "clock_gettime": ALWAYS, "gettimeofday": ALWAYS,        # where the clock cannot be read without
@@ -161,16 +154,14 @@ LOOP: dict[str, Conditions] = {
     "getsockopt": (((1, ALL_BITS, socket.IPPROTO_TCP), (2, ALL_BITS, socket.TCP_INFO)),),   # whether a client reads
     "exit": ALWAYS, "exit_group": ALWAYS,
 }
-PEER_ADDRESS: dict[str, Conditions] = {"getpeername": ALWAYS}
-TLS: dict[str, Conditions] = {"getrandom": ALWAYS}
-PASSED: dict[str, Conditions] = {
-    "getsockname": ALWAYS, "getsockopt": ALWAYS, "ioctl": (((1, ALL_BITS, FIONBIO),),),
-    "setsockopt": tuple(((1, ALL_BITS, socket.IPPROTO_TCP), (2, ALL_BITS, option)) for option, _ in TCP_OPTIONS),
+PEER_ADDRESS: Calls = {"getpeername": ALWAYS}
+CALLS_OF_FLAGS: dict[str, Calls] = {            # what more it may call where a field of the options is set
+    "access_log": PEER_ADDRESS, "trusted": PEER_ADDRESS, "max_per_ip": PEER_ADDRESS, "tls_cert": {"getrandom": ALWAYS},
+    "passfd": {
+        "getsockname": ALWAYS, "getsockopt": ALWAYS, "ioctl": (((1, ALL_BITS, FIONBIO),),),
+        "setsockopt": tuple(((1, ALL_BITS, socket.IPPROTO_TCP), (2, ALL_BITS, option)) for option, _ in TCP_OPTIONS)},
+    "acme_dir": {"openat": ALWAYS, "fstat": ALWAYS, "newfstatat": (((3, AT_EMPTY_PATH, AT_EMPTY_PATH),),)},
 }
-CHALLENGES: dict[str, Conditions] = {
-    "openat": ALWAYS, "fstat": ALWAYS, "newfstatat": (((3, AT_EMPTY_PATH, AT_EMPTY_PATH),),),
-}
-ANOTHER_FILTER: dict[str, Conditions] = {"prctl": (((0, ALL_BITS, PR_SET_SECCOMP),),)}
 
 # What the parent may not, and all that it forks.
 DENIED = ("execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "socket", "bind",
@@ -186,23 +177,19 @@ class SandboxError(StartError):
     """Something cannot be given up, or works after it was; the text says what, and what to do."""
 
 
-def explained(method):
-    """Have what a method cannot do said in a sentence."""
-    @functools.wraps(method)
-    def explaining(*arguments):
-        try:
-            return method(*arguments)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise SandboxError(f"this process cannot be locked in: {reason}; --secure=off serves without") from error
-    return explaining
+@contextlib.contextmanager
+def explained():
+    """Raises SandboxError where the system refuses something."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SandboxError(f"this process cannot be locked in: {reason}; --secure=off serves without") from error
 
 
 class Sandbox:
     """What can be given up here. Raises UsageError for a --user that cannot be had, SandboxError for --secure=require.
-
-    abstract: whether the parent talks to an abstract unix socket.
-    """
+    abstract: whether the parent talks to an abstract unix socket."""
 
     def __init__(self, options, abstract=False):
         self.options, self.abstract = options, abstract
@@ -216,15 +203,9 @@ class Sandbox:
                 raise UsageError("--user is of no use with --secure=off")
             return
         self.sockets = socket.socket(), socket.socket()
-        self.look()
-        if options.secure == "require" and self.missing:
-            raise SandboxError(f"--secure=require: {'; '.join(self.missing)}")
-
-    def look(self):
-        """Find out what there is."""
         reason = self.user and why_not_become(self.user)
-        if reason and self.options.user:
-            raise UsageError(f"--user {self.options.user}: {reason}")
+        if reason and options.user:
+            raise UsageError(f"--user {options.user}: {reason}")
         if reason:
             self.user = None
             self.missing.append(f"another user ({reason})")
@@ -233,34 +214,33 @@ class Sandbox:
         except OSError as error:
             advice = "lsm= at boot leaves it out" if error.errno == errno.EOPNOTSUPP else os.strerror(error.errno or 0)
             self.missing.append(f"Landlock ({advice})")
-        try:
+        with contextlib.suppress(OSError):
             libc_call("prctl", PR_GET_SECCOMP, 0, 0, 0, 0)
             self.filters = supported()
-        except OSError:
-            pass
         if not self.filters:
             self.missing.append("seccomp (not for this kernel or architecture)")
+        if options.secure == "require" and self.missing:
+            raise SandboxError(f"--secure=require: {'; '.join(self.missing)}")
 
     def words(self):
         """What is in force."""
         if self.off:
             return "not locked down (--secure=off)"
-        name = self.user.name if self.user else who_we_are()
+        name = self.user.pw_name if self.user else who_we_are()
         given_up = [f"workers as {name}", "no capabilities", "restricted rings",
                     *[f"Landlock (ABI {self.landlock})"] * bool(self.landlock), *["seccomp"] * self.filters]
         return f"locked down: {', '.join(given_up)}" + "".join(f"; without {what}" for what in self.missing)
 
     # the parent
 
-    @explained
+    @explained()
     def confine_parent(self, *written):
         """Give up what reloads do not take. `written`: paths of the access log and of sockets, or None. Raises
         SandboxError."""
         if self.off:
             return
-        folders = {os.path.dirname(name) for path in written if path
-                   for name in (os.path.abspath(path), os.path.realpath(path))}
-        folders = set(filter(os.path.isdir, folders))
+        names = [name for path in written if path for name in (os.path.abspath(path), os.path.realpath(path))]
+        folders = set(filter(os.path.isdir, map(os.path.dirname, names)))
         kept = {CAP_SETPCAP, CAP_DAC_OVERRIDE if folders else CAP_DAC_READ_SEARCH}
         if self.user:
             kept |= CHANGING_USER
@@ -272,12 +252,11 @@ class Sandbox:
             restrict_files(self.landlock, scopes, {"/": READ_FILE | READ_DIR} | dict.fromkeys(folders, writing))
         if self.filters:
             put_filter(assemble(dict.fromkeys(DENIED, ALWAYS), REFUSE | errno.EPERM, ALLOW))
-            for words, attempt in AGAINST_PARENTS_FILTER.items():
-                expect(NOT_PERMITTED, words, attempt)
+            expect(NOT_PERMITTED, AGAINST_PARENTS_FILTER)
 
     # a worker
 
-    @explained
+    @explained()
     def drop(self, directory=None):
         """Become somebody who may do nothing that others may not, and give up files.
 
@@ -288,50 +267,36 @@ class Sandbox:
         parent = os.getppid()
         drop_bounding(set())
         if self.user:
-            uid, gid = self.user.uid, self.user.gid
-            os.setgroups(groups_with_rings())
-            os.setresgid(gid, gid, gid)
-            os.setresuid(uid, uid, uid)
+            become(self.user)
         keep_capabilities(set())
         keep_to_ourselves()
         linux.die_with_parent(signal.SIGTERM, parent)         # forgotten where a user changes, prctl(2)
         if self.user:
-            expect(NOT_PERMITTED, "become root", lambda: os.setuid(0))
+            expect(NOT_PERMITTED, {"become root": lambda: os.setuid(0)})
         if directory is not None:
             check_directory(directory)
         if self.landlock:
             readable = {} if directory is None else {directory: READ_FILE}
             restrict_files(self.landlock, SCOPE_ABSTRACT | SCOPE_SIGNAL, readable)
-            for words, attempt in against_landlock(self.landlock, *self.sockets):
-                expect(NOT_PERMITTED, words, attempt)
+            expect(NOT_PERMITTED, dict(against_landlock(self.landlock, *self.sockets)))
         for unused in self.sockets:
             unused.close()
 
-    @explained
+    @explained()
     def lock(self):
         """Give up all system calls but those of the loop. Raises SandboxError."""
         if not self.filters:
             return
-        calls = calls_of(self.options)
-        put_filter(assemble(calls | ANOTHER_FILTER, ALLOW, REFUSE | TRIED))
-        for words, attempt in AGAINST_FILTER.items():
-            if words != OPEN or "openat" not in calls:
-                expect([TRIED], words, attempt)
+        calls, attempts = dict(LOOP), dict(AGAINST_FILTER)
+        for flag, more in CALLS_OF_FLAGS.items():
+            if getattr(self.options, flag):
+                calls |= more
+        if "openat" in calls:
+            del attempts[OPEN]
+        another_filter: Calls = {"prctl": (((0, ALL_BITS, PR_SET_SECCOMP),),)}
+        put_filter(assemble(calls | another_filter, ALLOW, REFUSE | TRIED))
+        expect([TRIED], attempts)
         put_filter(assemble(calls, ALLOW, KILL))
-
-
-def calls_of(options):
-    """What the workers of a server with these flags may call."""
-    calls: dict[str, Conditions] = dict(LOOP)
-    if options.access_log or options.trusted or options.max_per_ip:
-        calls |= PEER_ADDRESS
-    if options.tls_cert:
-        calls |= TLS
-    if options.passfd:
-        calls |= PASSED
-    if options.acme_dir:
-        calls |= CHALLENGES
-    return calls
 
 
 # --- what is attempted
@@ -351,11 +316,6 @@ def against_landlock(version, first, second):
         yield "signal the parent", lambda: os.kill(os.getppid(), 0)
 
 
-def fork():
-    if not os.fork():
-        os._exit(0)
-
-
 AGAINST_PARENTS_FILTER = {          # what: how
     "start a program": lambda: os.execv("/dev/null/tarweb", ["tarweb"]),
     "make a socket": socket.socket,
@@ -369,7 +329,7 @@ AGAINST_FILTER = {
     **AGAINST_PARENTS_FILTER,
     OPEN: lambda: os.open("/", os.O_RDONLY),
     "remove a file": lambda: os.unlink("/dev/null/tarweb"),
-    "start a process": fork,
+    "start a process": lambda: os.fork() or os._exit(0),
     "signal the parent": lambda: os.kill(os.getppid(), 0),
     "become another user": lambda: os.setuid(os.getuid()),
     "raise a limit": lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
@@ -379,17 +339,18 @@ AGAINST_FILTER = {
 }
 
 
-def expect(refusals, words, attempt):
-    """Attempt what has to fail with one of these errnos. Raises SandboxError."""
-    try:
-        attempt()
-        outcome = "it works"
-    except OSError as error:
-        if error.errno in refusals:
-            return
-        outcome = error.strerror or str(error)
-    raise SandboxError(f"the sandbox does not hold: a process that serves tried to {words}, and: {outcome}. "
-                       "This is worth a report; --secure=off serves without it")
+def expect(refusals, attempts):
+    """Attempt what has to fail with one of these errnos ({what: how}). Raises SandboxError."""
+    for words, attempt in attempts.items():
+        try:
+            attempt()
+            outcome = "it works"
+        except OSError as error:
+            if error.errno in refusals:
+                continue
+            outcome = error.strerror or str(error)
+        raise SandboxError(f"the sandbox does not hold: a process that serves tried to {words}, and: {outcome}. "
+                           "This is worth a report; --secure=off serves without it")
 
 
 def check_directory(directory):
@@ -405,18 +366,18 @@ def check_directory(directory):
 # --- the pieces
 
 def find_user(name):
-    """The User that workers are to become; None where they stay who we are. Raises UsageError."""
+    """The user (passwd(5)) that workers are to become; None where they stay who we are. Raises UsageError."""
     if os.geteuid():
         if name:
             raise UsageError(f"--user {name}: only root can become somebody else")
         return None
     try:
-        found = pwd.getpwnam(name or NOBODY.name)
+        found = pwd.getpwnam(name or NOBODY.pw_name)
     except KeyError:
         if name:
             raise UsageError(f"--user: there is no user {name!r}") from None
         return NOBODY
-    return User(found.pw_uid, found.pw_gid, found.pw_name) if found.pw_uid else None
+    return found if found.pw_uid else None
 
 
 def why_not_become(user):
@@ -425,21 +386,21 @@ def why_not_become(user):
         return "root lacks CAP_SETUID, CAP_SETGID or CAP_KILL here"
     with socket.socket() as mine:
         try:                # /proc/self/uid_map would say it, too, but need not be there
-            os.fchown(mine.fileno(), user.uid, user.gid)
+            os.fchown(mine.fileno(), user.pw_uid, user.pw_gid)
         except OSError as error:
             if error.errno == errno.EINVAL:             # chown(2), user_namespaces(7)
-                return f"this user namespace has no {user.name}"
+                return f"this user namespace has no {user.pw_name}"
     return ""
 
 
-def groups_with_rings():
-    """The group to which io_uring is left where it is switched off for most (kernel.io_uring_group), in a list."""
-    try:
-        with open("/proc/sys/kernel/io_uring_group") as file:
-            group = int(file.read())
-    except OSError:
-        return []
-    return [group] if group >= 0 else []
+def become(user):
+    """In no group but that to which io_uring is left where it is switched off for most (kernel.io_uring_group)."""
+    group = -1
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/io_uring_group") as file:
+        group = int(file.read())
+    os.setgroups([group] if group >= 0 else [])
+    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
 
 
 def who_we_are():
@@ -460,7 +421,7 @@ def permitted():
     """The capabilities that we have, as a set of numbers (capget(2))."""
     header, data = struct.pack("=Ii", CAPABILITY_VERSION_3, 0), bytearray(24)
     libc_call("capget", address_of(header), address_of(data))
-    low, high = (struct.unpack_from("=III", data, at)[1] for at in (0, 12))
+    _, low, _, _, high, _ = struct.unpack("=6I", data)
     return {number for number in CAPABILITIES if (low | high << 32) >> number & 1}
 
 
@@ -470,8 +431,8 @@ def keep_capabilities(kept):
     if permitted() == kept:
         return                          # a service's own filter of system calls may leave no capset
     bits = sum(1 << number for number in kept)
-    halves = [(part, part, 0) for part in (bits & ALL_BITS, bits >> 32)]
-    header, data = struct.pack("=Ii", CAPABILITY_VERSION_3, 0), struct.pack("=6I", *halves[0], *halves[1])
+    low, high = bits & ALL_BITS, bits >> 32
+    header, data = struct.pack("=Ii", CAPABILITY_VERSION_3, 0), struct.pack("=6I", low, low, 0, high, high, 0)
     libc_call("capset", address_of(header), address_of(data))
 
 
@@ -484,10 +445,8 @@ def drop_bounding(kept):
 
 
 def restrict_files(version, scopes, allowed):
-    """Have no rights to files, TCP and what `scopes` says, but `allowed` ({path or descriptor: rights}).
-
-    Of what this version of the interface can restrict.
-    """
+    """Have no rights to files, TCP and what `scopes` says, as far as this version of the interface restricts them, but
+    `allowed` ({path or descriptor: rights})."""
     rights = sum(bits for since, bits in FILE_RIGHTS.items() if since <= version)
     attributes = struct.pack("=QQQ", rights, TCP_RIGHTS, scopes)
     attributes = attributes[:24 if version >= SCOPE_ABI else 16 if version >= TCP_ABI else 8]
@@ -504,6 +463,6 @@ def restrict_files(version, scopes, allowed):
 
 
 def put_filter(program):
-    """Have the kernel run a program of seccomp.assemble at each system call from now on."""
+    """Have the kernel run a program of `assemble` at each system call from now on."""
     header = struct.pack("=H6xQ", len(program) // 8, address_of(program))          # <linux/filter.h> struct sock_fprog
     libc_call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, address_of(header), 0, 0)

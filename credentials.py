@@ -25,7 +25,7 @@ from openssl import (
 CIPHERS = b":".join(b"ECDHE-%b-%b" % (key, cipher) for cipher in (
     b"AES128-GCM-SHA256", b"AES256-GCM-SHA384", b"CHACHA20-POLY1305") for key in (b"ECDSA", b"RSA"))
 GROUPS = b"X25519MLKEM768:X25519:P-256:P-384", b"X25519:P-256:P-384"        # the first of them that OpenSSL knows
-PROTOCOLS = b"http/1.1", b"http/1.0"                                        # RFC 7301 section 6, the better one first
+PROTOCOLS = b"\x08http/1.1\x08http/1.0"     # each behind its length, the better one first (RFC 7301 sections 3.1 and 6)
 SESSION_ID_CONTEXT = b"tarweb"
 NO_MORE = "no start line"   # what OpenSSL says of a file in which it finds nothing that it is looking for
 LARGEST_FILE = 1 << 20      # bytes of a PEM file: a chain is a few KiB
@@ -79,13 +79,11 @@ class TicketKeys:
 
 
 class Callbacks:
-    """What OpenSSL calls: made once, before any process is forked, and passed on to the `current` Credentials.
+    """What OpenSSL calls: made once, before any process is forked, and passed on to the `current` Credentials."""
 
-    Memory for callbacks may be shared by parent and children (libffi, where memory that is writable must not be
-    executable, as with systemd's MemoryDenyWriteExecute=yes or SELinux): whoever made some after a fork would spoil
-    those of others.
-    """
-
+    # Memory for callbacks may be shared by parent and children (libffi, where memory that is writable must not be
+    # executable, as with systemd's MemoryDenyWriteExecute=yes or SELinux): a process that made some after a fork would
+    # spoil those of others.
     current: "Credentials"
 
     def __init__(self):
@@ -111,11 +109,9 @@ class Credentials:
     def __init__(self, openssl, pairs, least_version, tickets, log_secrets=False, callbacks=None):
         self.openssl, self.least_version, self.tickets = openssl, least_version, tickets
         self.callbacks, self.log_secrets = callbacks or Callbacks(), log_secrets
-        self.contexts = []
         self.on_secret = lambda line: None
-        self.warnings = []
+        self.contexts, self.warnings = [], []
         self.by_name = {}           # DNS name, perhaps "*.": context
-        self.protocols = {name: ctypes.create_string_buffer(name) for name in PROTOCOLS}
         contexts: dict = {}         # names: (context, the types of its keys)
         try:
             for certificate_file, key_file in pairs:
@@ -123,14 +119,14 @@ class Credentials:
         except BaseException:
             self.close()
             raise
-        self.use_tickets()
+        self.seal_tickets(tickets.keys())
         self.context = next(iter(contexts.values()))[0]
         if len(contexts) > 1:
             for context, _ in contexts.values():
                 openssl.SSL_CTX_callback_ctrl(context, openssl.CTRL_SERVERNAME_CALLBACK, self.callbacks.servername)
 
     def close(self):
-        self.set_ticket_keys(os.urandom(TICKET_KEYS))       # SSL_CTX_free does not wipe them
+        self.seal_tickets(ctypes.create_string_buffer(os.urandom(TICKET_KEYS)))     # SSL_CTX_free wipes no keys
         for context in self.contexts:
             self.openssl.SSL_CTX_free(context)
         self.contexts = []
@@ -138,17 +134,14 @@ class Credentials:
     def renew_tickets(self, wall):
         """Once in a while, with the time in seconds since the epoch."""
         if self.tickets.advance(wall):
-            self.use_tickets()
+            self.seal_tickets(self.tickets.keys())
 
-    def use_tickets(self):
-        keys = self.tickets.keys()
-        self.set_ticket_keys(keys)
-        wipe(keys)
-
-    def set_ticket_keys(self, keys):
+    def seal_tickets(self, keys):
+        """Have all contexts seal tickets with these TICKET_KEYS bytes from now on, which are wiped."""
         openssl = self.openssl
         for context in self.contexts:
             openssl.check(openssl.SSL_CTX_ctrl(context, openssl.CTRL_TICKET_KEYS, TICKET_KEYS, keys), "ticket keys")
+        wipe(keys)
 
     # one context
 
@@ -291,21 +284,9 @@ class Credentials:
 
     def select_protocol(self, _ssl, chosen, length, offered, size, _argument):
         """RFC 7301 section 3.2: what is spoken here and offered, else the alert no_application_protocol."""
-        names = list_of_names(ctypes.string_at(offered, size))
-        for name, memory in self.protocols.items():
-            if name in names:
-                chosen[0], length[0] = ctypes.addressof(memory), len(name)
-                return self.openssl.TLSEXT_OK
-        return self.openssl.TLSEXT_ALERT_FATAL
-
-
-def list_of_names(data):
-    """The names in a ProtocolNameList: each behind a byte with its length. OpenSSL has checked that they fill it."""
-    names, at = [], 0
-    while at < len(data):
-        names.append(data[at + 1:at + 1 + data[at]])
-        at += 1 + data[at]
-    return names
+        openssl = self.openssl
+        found = openssl.SSL_select_next_proto(chosen, length, PROTOCOLS, len(PROTOCOLS), offered, size)
+        return openssl.TLSEXT_OK if found == openssl.NPN_NEGOTIATED else openssl.TLSEXT_ALERT_FATAL
 
 
 # --- ACME (RFC 8555 section 8.3): how a certificate authority sees that a host is ours
@@ -316,11 +297,12 @@ def read_acme_challenge(directory, token):
     It is in ACME_FOLDER below `directory` (a descriptor), or in the directory itself, where other clients put it.
     """
     for folder in (ACME_FOLDER, b"") if ACME_TOKEN.fullmatch(token) else ():
-        with contextlib.suppress(OSError), open(folder + token, "rb", buffering=0, opener=lambda path, flags: os.open(
-                path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)) as file:
-            found = os.fstat(file.fileno())
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            fd = os.open(folder + token, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+            stack.callback(os.close, fd)
+            found = os.fstat(fd)
             if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST_CHALLENGE:
-                return file.read(LARGEST_CHALLENGE)
+                return os.read(fd, LARGEST_CHALLENGE)
     return None
 
 

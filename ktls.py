@@ -1,16 +1,6 @@
 """Kernel TLS: what the kernel has to be told of a connection, where it comes from, and whether this kernel can.
 
 Layouts and numbers: <linux/tls.h>, <linux/tcp.h>; networking/tls.rst in the kernel's documentation.
-
-Facts about kernel TLS
-  * The ULP is attached right after accept: it wants an established connection (ENOTCONN once the client has sent FIN)
-    and changes nothing until keys are set.
-  * A send is encrypted from the moment TLS_TX is set, so what OpenSSL has still to say is sent before; what is
-    received is decrypted from the moment TLS_RX is set, whenever it came.
-  * MSG_WAITALL is refused, so a large send may come back short.
-  * A receive ends with EIO at a record that is no application data. The record stays queued until a recvmsg with room
-    for a control message takes it.
-  * Keys cannot be replaced before Linux 6.14: after a client's KeyUpdate nothing more can be received.
 """
 
 import contextlib
@@ -28,6 +18,15 @@ from openssl import TLS1_2, TLS1_3
 from options import StartError
 from uring import Ring, RingError
 
+# Facts about kernel TLS
+#   * The ULP is attached right after accept: it wants an established connection (ENOTCONN once the client has sent FIN)
+#     and changes nothing until keys are set.
+#   * A send is encrypted from the moment TLS_TX is set, so what OpenSSL has still to say is sent before; what is
+#     received is decrypted from the moment TLS_RX is set, whenever it came.
+#   * MSG_WAITALL is refused, so a large send may come back short.
+#   * A receive ends with EIO at a record that is no application data. The record stays queued until a recvmsg with room
+#     for a control message takes it.
+#   * Keys cannot be replaced before Linux 6.14: after a client's KeyUpdate nothing more can be received.
 SOL_TCP, TCP_ULP, SOL_TLS, TLS_TX, TLS_RX = 6, 31, 282, 1, 2
 ATTACH, SEND_KEYS, RECEIVE_KEYS = (SOL_TCP, TCP_ULP), (SOL_TLS, TLS_TX), (SOL_TLS, TLS_RX)
 ULP = b"tls"
@@ -72,22 +71,17 @@ class KeySchedule:
     def tls13(self, info, suite, secret, sequence):
         """Write to address `info` what the kernel has to know for one direction, from the traffic secret at address
         `secret` (RFC 8446 section 7.3)."""
-        cipher = SUITES[suite]
+        number, cipher = SUITES[suite], CIPHERS[SUITES[suite]]
         key, iv = self.at + self.BLOCK, self.at + self.BLOCK + 64
-        self.expand_label(CIPHERS[cipher].digest, secret, b"key", CIPHERS[cipher].key_size, key)
-        self.expand_label(CIPHERS[cipher].digest, secret, b"iv", 12, iv)
-        write_info(info, TLS1_3, cipher, key, iv, sequence)
-
-    def expand_label(self, digest, secret, label, length, out):
-        """HKDF-Expand-Label without context (RFC 8446 section 7.1): the first `length` of the bytes at `out`."""
-        expansion = struct.pack(">HB", length, 6 + len(label)) + b"tls13 " + label + b"\0\1"
-        self.openssl.hmac(digest, secret, HASH_SIZE[digest], expansion, len(expansion), out)
+        for label, length, out in ((b"key", cipher.key_size, key), (b"iv", 12, iv)):
+            # HKDF-Expand-Label without context (RFC 8446 section 7.1): the first `length` of the bytes at `out`
+            expansion = struct.pack(">HB", length, 6 + len(label)) + b"tls13 " + label + b"\0\1"
+            self.openssl.hmac(cipher.digest, secret, HASH_SIZE[cipher.digest], expansion, len(expansion), out)
+        write_info(info, TLS1_3, number, key, iv, sequence)
 
     def tls12(self, send_info, receive_info, suite, master, randoms, sequences):
-        """Both directions, from the master secret at address `master` (RFC 5246 section 6.3).
-
-        `randoms`: the server's and the client's, 64 bytes. `sequences`: of the next record to send, to receive.
-        """
+        """Both directions, from the master secret at address `master` (RFC 5246 section 6.3). `randoms`: the server's
+        and the client's, 64 bytes. `sequences`: of the next record to send, to receive."""
         cipher = SUITES[suite]
         self.pseudo_random(CIPHERS[cipher].digest, master, b"key expansion" + randoms)
         key_size, iv_size = CIPHERS[cipher].key_size, 12 if cipher == CHACHA20_POLY1305 else 4
@@ -109,10 +103,8 @@ class KeySchedule:
 
 
 def write_info(info, version, cipher, key, iv, sequence):
-    """Write a struct tls12_crypto_info_* to address `info`; `key` and `iv` (12 bytes) are addresses.
-
-    What AES-GCM calls salt is the front of the IV; its `iv` is the rest.
-    """
+    """Write a struct tls12_crypto_info_* to address `info`; `key` and `iv` (12 bytes) are addresses."""
+    # What AES-GCM calls salt is the front of the IV; its `iv` is the rest.
     *_, iv_size, key_size, salt_size = CIPHERS[cipher]
     ctypes.memmove(info, INFO.pack(version, cipher), INFO.size)
     at = info + INFO.size
@@ -168,8 +160,8 @@ def probe(use_liburing):
         return frozenset(), f"it cannot be tried on a connection to 127.0.0.1: {error.strerror}"
     finally:
         ring.close()
-    able = frozenset(cipher for cipher, reason in refused.items() if not reason)
-    return able, next((reason for reason in refused.values() if reason), "")
+    return (frozenset(cipher for cipher, reason in refused.items() if not reason),
+            next(filter(None, refused.values()), ""))
 
 
 def try_cipher(ring, cipher):

@@ -59,13 +59,6 @@ def libc_call(name, *arguments, what=""):
     return result
 
 
-def check(result, what):
-    """Return `result`, or raise OSError: the calls give -errno, and errno itself may be stale."""
-    if result < 0:
-        raise OSError(-result, f"{what}: {os.strerror(-result)}")
-    return result
-
-
 # --- memory that the kernel reads
 
 # Where in an object of CPython's type bytes its contents are: three times as fast to add as to ask ctypes.
@@ -93,11 +86,9 @@ def map_memory(fd, length, protection, flags, failure):
 
 
 def map_file(fd, length):
-    """The address of `length` bytes of file `fd`, mapped for reading by the kernel alone.
-
-    No Python object is laid over it: should the file be truncated, a send fails with EFAULT, while a read
-    from Python would be a SIGBUS. Raises OSError.
-    """
+    """The address of `length` bytes of file `fd`, mapped for reading by the kernel alone. Raises OSError."""
+    # No Python object is laid over it: should the file be truncated, a send fails with EFAULT, while a read from Python
+    # would be a SIGBUS.
     return length and map_memory(fd, length, mmap.PROT_READ, mmap.MAP_SHARED, (
         f"cannot map {length} bytes of the archive: the address space (ulimit -v) is too small"))
 
@@ -134,11 +125,8 @@ POPULATED_AT_ONCE = 64 << 20                    # bytes: some seconds of a memor
 
 
 def populate(address, length):
-    """Bring a mapping's pages in now, so that no request waits for a page fault. True if it was done.
-
-    In pieces: while one is read from the disk, no handler of a signal runs.
-    """
-    end = address + length
+    """Bring a mapping's pages in now, so that no request waits for a page fault. True if it was done."""
+    end = address + length          # in pieces: while one is read from the disk, no handler of a signal runs
     return all(libc.madvise(at, min(POPULATED_AT_ONCE, end - at), MADV_POPULATE_READ) == 0
                for at in range(address, end, POPULATED_AT_ONCE))
 
@@ -149,11 +137,8 @@ def lock_program():
     Where archives do not fit into memory, their pages push out what they can, and these would be missed the most.
     """
     with contextlib.suppress(OSError), open("/proc/self/maps") as file:         # perhaps there is no /proc
-        for line in file:
-            bounds, _, _, _, inode, *path = line.split()
-            if inode != "0" and path and re.search(r"/python3|\.so\b", path[0]):
-                start, end = (int(bound, 16) for bound in bounds.split("-"))
-                libc.mlock(start, end - start)
+        for start, end in re.findall(r"^(\w+)-(\w+)(?: \S+){3} [1-9]\d* +\S*(?:/python3|\.so\b)", file.read(), re.M):
+            libc.mlock(int(start, 16), int(end, 16) - int(start, 16))
 
 
 # --- messages, as sendmsg and recvmsg take them
@@ -249,12 +234,12 @@ def peer_address(fd):
     """Who is connected to socket `fd` (getpeername(2)), as text: b"192.0.2.1"; b"" where it is no internet address."""
     if libc.getpeername(fd, SOCKADDR, ctypes.byref(ctypes.c_uint32(len(SOCKADDR)))):
         return b""
-    raw = SOCKADDR.raw
-    family = int.from_bytes(raw[:2], sys.byteorder)
+    family, raw = int.from_bytes(SOCKADDR.raw[:2], sys.byteorder), SOCKADDR.raw
+    if family == socket.AF_INET:
+        return socket.inet_ntop(family, raw[4:8]).encode()
     if family == socket.AF_INET6 and raw.startswith(MAPPED, 8):
         return socket.inet_ntop(socket.AF_INET, raw[20:24]).encode()
-    where = {socket.AF_INET: slice(4, 8), socket.AF_INET6: slice(8, 24)}.get(family)
-    return socket.inet_ntop(family, raw[where]).encode() if where else b""
+    return socket.inet_ntop(family, raw[8:24]).encode() if family == socket.AF_INET6 else b""
 
 
 TCP_INFO_HEAD = ctypes.create_string_buffer(128)        # <linux/tcp.h> struct tcp_info, up to tcpi_bytes_acked

@@ -32,10 +32,10 @@ FUNCTIONS = {   # name: the types of its result and its arguments
     "SSL_CTX_set_session_id_context": "iPsI", "SSL_CTX_use_certificate": "iPP", "SSL_CTX_use_PrivateKey": "iPP",
     "SSL_do_handshake": "iP", "SSL_free": "-P", "SSL_get_client_random": "LPPL", "SSL_get_current_cipher": "PP",
     "SSL_get_error": "iPi", "SSL_get_server_random": "LPPL", "SSL_get_servername": "sPi", "SSL_get_session": "PP",
-    "SSL_new": "PP", "SSL_SESSION_get_master_key": "LPPL", "SSL_session_reused": "iP", "SSL_set_accept_state": "-P",
-    "SSL_set_bio": "-PPP", "SSL_set_SSL_CTX": "PPP", "SSL_shutdown": "iP", "SSL_version": "iP",
-    "TLS_server_method": "P", "X509_cmp_current_time": "iP", "X509_free": "-P", "X509_get0_notAfter": "PP",
-    "X509_get0_notBefore": "PP", "X509_get_ext_d2i": "PPiPP",
+    "SSL_new": "PP", "SSL_SESSION_get_master_key": "LPPL", "SSL_select_next_proto": "iPPPIPI",
+    "SSL_session_reused": "iP", "SSL_set_accept_state": "-P", "SSL_set_bio": "-PPP", "SSL_set_SSL_CTX": "PPP",
+    "SSL_shutdown": "iP", "SSL_version": "iP", "TLS_server_method": "P", "X509_cmp_current_time": "iP",
+    "X509_free": "-P", "X509_get0_notAfter": "PP", "X509_get0_notBefore": "PP", "X509_get_ext_d2i": "PPiPP",
 }
 # Called for every request: they take c_void_p objects and ints that fit a C int, and ctypes needs a quarter less time
 # for these without being told what to expect.
@@ -55,7 +55,7 @@ class OpenSSL:
     MODE_RELEASE_BUFFERS, SESS_CACHE_OFF = 0x10, 0
     OP_NO_COMPRESSION, OP_NO_RENEGOTIATION = 1 << 17, 1 << 30
     ERROR_WANT_READ, ERROR_ZERO_RETURN = 2, 6
-    TLSEXT_OK, TLSEXT_ALERT_FATAL, TLSEXT_NOACK = 0, 2, 3
+    TLSEXT_OK, TLSEXT_ALERT_FATAL, TLSEXT_NOACK, NPN_NEGOTIATED = 0, 2, 3, 1
     # <openssl/bio.h>, <openssl/x509v3.h>, <openssl/obj_mac.h>
     BIO_CTRL_RESET = 1
     GEN_DNS, NID_SUBJECT_ALT_NAME = 2, 85
@@ -93,10 +93,8 @@ class OpenSSL:
         return result
 
     def hmac(self, digest, key, key_size, data, size, out):
-        """HMAC (RFC 2104) of `size` bytes of `data` with the hash function `digest` ("EVP_sha256"), written to `out`.
-
-        Key, data and out are addresses or memory of ctypes'; out may be one of the others. data may be bytes.
-        """
+        """Write the HMAC (RFC 2104) of `size` bytes of `data`, by the hash function `digest` ("EVP_sha256"), to `out`.
+        All are addresses or memory of ctypes', data may be bytes too; out may be the key or the data."""
         self.check(self.HMAC(getattr(self, digest)(), key, key_size, data, size, out, None), "HMAC")
 
 

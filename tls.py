@@ -2,15 +2,6 @@
 
 A Session is one connection's; what all of a worker's share is in the Engine. Nothing here waits or calls the system:
 OpenSSL reads from one memory BIO and writes to another, and the caller carries bytes between these and the ring.
-
-Facts about the two BIOs
-  * All sessions of a worker use the same pair, because between calls both are empty: what was put in has been read
-    into OpenSSL's record buffers or is taken back, what came out is taken at once.
-  * OpenSSL reads a record's header, then exactly the rest of it, never more: what lies behind the record that ends a
-    handshake stays in the BIO, untouched, and can still be given to the kernel to count.
-  * So whether a BIO will be empty can be told from the records' lengths, which `Session.tail` keeps count of. (Not from
-    SSL_has_pending: it knows nothing of a header that has been read alone.)
-  * A record that gives plaintext never makes OpenSSL write. One that does not (KeyUpdate, an alert) may.
 """
 
 import ctypes
@@ -86,6 +77,14 @@ def split_records(data):
     return count, data[at:]
 
 
+# Facts about the two BIOs
+#   * All sessions of a worker use the same pair, because between calls both are empty: what was put in has been read
+#     into OpenSSL's record buffers or is taken back, what came out is taken at once.
+#   * OpenSSL reads a record's header, then exactly the rest of it, never more: what lies behind the record that ends a
+#     handshake stays in the BIO, untouched, and can still be given to the kernel to count.
+#   * So whether a BIO will be empty can be told from the records' lengths, which `Session.tail` keeps count of. (Not
+#     from SSL_has_pending: it knows nothing of a header that has been read alone.)
+#   * A record that gives plaintext never makes OpenSSL write. One that does not (KeyUpdate, an alert) may.
 class Engine:
     """What the sessions of one worker share. `kernel_ciphers`: those that the kernel takes over."""
 
@@ -151,14 +150,12 @@ class Engine:
         return self.read_behind(session, data[-behind:]) if behind else b""
 
     def read_behind(self, session, data):
-        """Plaintext of `data`, which the BIO holds and which came behind the handshake.
-
-        Until the kernel takes over, each whole record counts one in its sequence number. All have to be application
-        data for that: of these alone OpenSSL tells one by one. If not, the session stays in userspace.
-        """
+        """Plaintext of `data`, which the BIO holds and which came behind the handshake."""
         count, session.tail = split_records(session.tail + data)
         plaintext, given = self.read(session)
         if session.to_kernel:
+            # Until the kernel takes over, each whole record counts one in its sequence number. All have to be
+            # application data: of these alone OpenSSL tells one by one. If not, the session stays in userspace.
             sent, received = session.sequences
             session.sequences = sent, received + count
             session.to_kernel = given == count and not session.at_end
@@ -278,8 +275,7 @@ class Engine:
 
     def failure(self, session):
         """A TlsError for what OpenSSL says is wrong; both BIOs are empty then."""
-        reason = self.openssl.reason()
+        reason, session.broken = self.openssl.reason(), True
         self.discard()
         session.output += self.drain()
-        session.broken = True
         return TlsError(reason)

@@ -44,7 +44,7 @@ from functools import partialmethod
 from linux import (
     ACCEPT_MULTISHOT, BUFFER_SELECT, CQE_SKIP_SUCCESS, LINK, OP_ACCEPT, OP_ASYNC_CANCEL, OP_CLOSE, OP_MADVISE,
     OP_POLL_ADD, OP_READ, OP_RECV, OP_RECVMSG, OP_SEND, OP_SENDMSG, OP_SHUTDOWN, OP_TIMEOUT, OP_URING_CMD, OP_WRITE,
-    RECV_MULTISHOT, SEND_FLAGS, SYS_ENTER, SYS_REGISTER, SYS_SETUP, address_of, check, layout,
+    RECV_MULTISHOT, SEND_FLAGS, SYS_ENTER, SYS_REGISTER, SYS_SETUP, address_of, layout,
 )
 
 NEEDED = {"POLL_ADD": OP_POLL_ADD, "SENDMSG": OP_SENDMSG, "RECVMSG": OP_RECVMSG, "TIMEOUT": OP_TIMEOUT,
@@ -89,8 +89,6 @@ NO_OFFSET = (1 << 64) - 1   # of a read or a write where the file's own position
 class Liburing:
     """The calls as liburing >= 2.3 exports them: they give a result, or -errno."""
 
-    name = "liburing"
-
     def __init__(self):
         library = ctypes.PyDLL("liburing.so.2")
         self.setup, self.enter, self.register = (
@@ -102,8 +100,6 @@ class Liburing:
 
 class Libc:
     """The same calls through syscall(2), for where liburing is missing."""
-
-    name = "syscall(2)"
 
     def __init__(self):
         self.syscall = ctypes.PyDLL(None, use_errno=True).syscall
@@ -162,7 +158,9 @@ def permitted(result, call, detail=""):
     """Return `result` of one of the calls; RingError if the call itself is forbidden, OSError for any other failure."""
     if -result in FORBIDDEN:
         raise RingError(explain(-result, call))
-    return check(result, call + detail)
+    if result < 0:                          # errno itself may be stale: the calls give -errno
+        raise OSError(-result, f"{call}{detail}: {os.strerror(-result)}")
+    return result
 
 
 # Facts about memory order
@@ -185,11 +183,8 @@ def fence():
 # --- the ring
 
 class Ring:
-    """One io_uring and its receive buffers, for about so many `connections` at a time.
-
-    operations: the only ones (OP_*) that can ever be done with it, None for all; see `restrict`. Raises RingError where
-    the kernel cannot do it.
-    """
+    """One io_uring and its receive buffers, for about so many `connections` at a time. operations: the only ones (OP_*)
+    that can ever be done with it, None for all; see `restrict`. Raises RingError where the kernel cannot do it."""
 
     # Facts about files: they are plain descriptors, not slots of a table registered with the ring. Before Linux 6.13 a
     # file taken out of such a table stays open until every operation armed before on any of its files has ended, and
@@ -274,10 +269,8 @@ class Ring:
         self.buffer_ring = mmap.mmap(-1, count * 16)
         self.pool_address = address_of(self.pool)
         self.buffer_tail_word = memoryview(self.buffer_ring).cast("H")
-        registration = BUF_REG.pack(address_of(self.buffer_ring), count, 0, 0)
-        self.register(REGISTER_PBUF_RING, "(PBUF_RING)", registration, 1)
-        self.buffer_order = [-1] * count      # which buffer stands at each place of the ring
-        self.buffer_tail = 0
+        self.register(REGISTER_PBUF_RING, "(PBUF_RING)", BUF_REG.pack(address_of(self.buffer_ring), count, 0, 0), 1)
+        self.buffer_order, self.buffer_tail = [-1] * count, 0       # which buffer stands at each place of the ring
         for i in range(count):
             self.give_back(i)
         self.publish_buffers()
@@ -285,10 +278,8 @@ class Ring:
     def restrict(self, operations):
         """Start a ring that was set up as disabled, and have it do these operations only: nobody can lift that, nor
         change anything else about the ring (io_uring_register(2), IORING_REGISTER_RESTRICTIONS). All other operations
-        are attempted. Raises RingError where one works.
-
-        That operations be on registered files only is not among the restrictions: see above for why there are none.
-        """
+        are attempted. Raises RingError where one works."""
+        # That operations be on registered files only is not among the restrictions: there are none, see above.
         rules = [RESTRICTION.pack(RESTRICTION_SQE_OP, op) for op in operations]
         rules.append(RESTRICTION.pack(RESTRICTION_SQE_FLAGS_ALLOWED, LINK | BUFFER_SELECT | CQE_SKIP_SUCCESS))
         self.register(REGISTER_RESTRICTIONS, "(RESTRICTIONS)", b"".join(rules), len(rules))

@@ -9,43 +9,30 @@ import mmap
 import os
 import re
 from functools import partial
-from typing import NamedTuple
 
 import linux
 from archive import Layers, Library, open_archive
-from linux import hide, map_file, map_huge, populate, unmap_file
 from reply import Responder
 from tar import ArchiveError
-
-STANDARD_OUTPUT = 1
 
 log = logging.getLogger("tarweb")
 
 
-class Identity(NamedTuple):
-    """What tells a file from another one, and from itself once it is changed (stat(2))."""
-    device: int
-    inode: int
-    size: int
-    mtime: int              # nanoseconds
-
-    @classmethod
-    def of(cls, file):
-        """That of a path or descriptor; None where there is no such file."""
-        try:
-            status = os.stat(file)
-        except OSError:
-            return None
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+def identity(file):
+    """What tells the file at a path or descriptor from another one, and from itself once it is changed (stat(2)):
+    (device, inode, size, mtime in nanoseconds). None where there is no such file."""
+    with contextlib.suppress(OSError):
+        status = os.stat(file)
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return None
 
 
 class Generation:
     """Archives, TLS and the access log, as the command line asks for them.
 
     layers: for each host ("" stands for all others) its archives, the newest first, and behind it those that it has
-    replaced. tls: credentials.Tls, or None. log_fd: of the access log, or -1. Of a `previous` Generation, what has
-    not changed is taken over; with `same_sites` all but the access log. Raises ArchiveError, UsageError, StartError,
-    OSError.
+    replaced. tls: credentials.Tls, or None. log_fd: of the access log, or -1. Of a `previous` Generation, what has not
+    changed is taken over; with `same_sites` all but the access log. Raises what main explains.
     """
 
     def __init__(self, options, tls=None, previous=None, same_sites=False):
@@ -65,17 +52,19 @@ class Generation:
         except BaseException:
             self.close_all_but(previous)
             raise
-        self.loaded = [archive.identity for _, archive in self.newest()] + self.credentials_were
+        self.scheme = "https" if self.tls else "http"
+        self.newest = [layers[0] for layers in self.layers.values()]        # what is served in the first place
+        self.loaded = [archive.identity for archive in self.newest] + self.credentials_were
         self.seen = self.tried = self.loaded
         self.spoilt = False                 # whether an archive has been written to in place
         self.inotify = linux.open_inotify()
-        for _, archive in self.newest():
+        for archive in self.newest:
             if not archive.copied:
                 linux.report_writes(self.inotify, archive.fd)
 
     def load(self, tls, previous):
         options, by_path = self.options, {}
-        self.credentials_were = [Identity.of(path) for path in (*options.tls_cert, *options.tls_key)]
+        self.credentials_were = list(map(identity, options.tls_cert + options.tls_key))
         if tls:
             from credentials import load_credentials
             self.tls = load_credentials(options, tls)
@@ -88,29 +77,21 @@ class Generation:
 
     def load_layers(self, path, before):
         """The layers for the tar at `path`, where those `before` have served."""
-        if before and before[0].identity == Identity.of(path) == Identity.of(before[0].fd):
+        if before and before[0].identity == identity(path) == identity(before[0].fd):
             return before
         options = self.options
         archive = open_archive(path, options.prefix, options.etags == "on", partial(bring_in, options))
         self.opened.append(archive)
-        archive.identity = Identity.of(archive.fd)
+        archive.identity = identity(archive.fd)
         if archive.identity is None:
             raise ArchiveError(f"{path} cannot be looked at any more; copy it anew")
         for note in archive.notes:
             log.warning("%s: %s", path, note)
         return [archive, *before[:options.keep]]
 
-    @property
-    def scheme(self):
-        return "https" if self.tls else "http"
-
     def archives(self):
         """All of them, each once."""
         return list(dict.fromkeys(archive for layers in self.layers.values() for archive in layers))
-
-    def newest(self):
-        """(host, Archive) of what is served in the first place."""
-        return [(host, layers[0]) for host, layers in self.layers.items()]
 
     def close_all_but(self, other):
         """Let go of what this generation has and the `other`, if any, has not."""
@@ -119,7 +100,7 @@ class Generation:
         if self.tls and not (other and self.tls is other.tls):
             self.tls.credentials.close()
         for fd in (self.log_fd, self.inotify):
-            if fd not in (-1, STANDARD_OUTPUT):
+            if fd not in (-1, 1):               # 1: standard output
                 with contextlib.suppress(OSError):
                     os.close(fd)
 
@@ -127,11 +108,11 @@ class Generation:
 
     def library(self):
         """The Library of all archives, those pages mapped that are in memory."""
-        archives = self.archives()
-        for archive in archives:
+        library = Library(self.archives())
+        for archive in library.archives:
             if not archive.lazy:
-                populate(archive.address, archive.size)
-        return Library(archives)
+                linux.populate(archive.address, archive.size)
+        return library
 
     def responders(self):
         """For each host (bytes; b"" is the default) the Responder."""
@@ -140,32 +121,25 @@ class Generation:
 
     # the files
 
-    def look(self):
-        """What the files are now: with --watch those of this name, else those that are open."""
-        archives = [archive for _, archive in self.newest()]
-        if not self.options.watch:
-            return [Identity.of(archive.fd) for archive in archives] + self.credentials_were
-        paths = self.options.tls_cert + self.options.tls_key
-        return [Identity.of(path) for path in [archive.path for archive in archives] + paths]
-
     def changed(self):
-        """To be asked once a second: whether a file has changed, has stayed so for a second, and has not been tried to
-        be loaded like that."""
-        before, self.seen = self.seen, self.look()
+        """To be asked once a second: whether a file has changed (with --watch one of this name, else one that is open),
+        has stayed so for a second, and has not been tried to be loaded like that."""
+        options, before = self.options, self.seen
+        self.seen = [identity(archive.path if options.watch else archive.fd) for archive in self.newest]
+        self.seen += map(identity, options.tls_cert + options.tls_key) if options.watch else self.credentials_were
         if not self.spoilt:
             self.look_for_damage()
         return self.seen == before and self.seen not in (self.loaded, self.tried)
 
     def in_flux(self):
         """Whether an archive has been written to since this was asked last."""
-        try:
+        with contextlib.suppress(OSError):
             return bool(os.read(self.inotify, 4096))
-        except OSError:
-            return False
+        return False
 
     def look_for_damage(self):
-        for _, archive in self.newest():
-            if Identity.of(archive.fd) != archive.identity and not archive.copied:
+        for archive in self.newest:
+            if identity(archive.fd) != archive.identity and not archive.copied:
                 self.spoilt = True
                 log.error("%s has been written to in place, so responses from it may be wrong; it will be read anew. "
                           "To replace an archive, write another file and mv it there", archive.path)
@@ -178,9 +152,8 @@ class Generation:
 
     def words(self):
         """3 files, 12.3 kB, from site.tar"""
-        archives = [archive for _, archive in self.newest()]
-        count, length = sum(archive.files for archive in archives), sum(archive.bytes for archive in archives)
-        return f"{count} files, {size(length)}, from {', '.join(dict.fromkeys(a.path for a in archives))}"
+        count, length = sum(archive.files for archive in self.newest), sum(archive.bytes for archive in self.newest)
+        return f"{count} files, {size(length)}, from {', '.join(dict.fromkeys(a.path for a in self.newest))}"
 
 
 def size(count):
@@ -202,17 +175,11 @@ def watch(library):
 
 
 def on_damage(inotify, library):
+    """Archives have been written to: where one is shorter now, let there be nothing in memory where there was a file.
+    From the new end to the end of its page there would be zeros (mmap(2)), which nobody could tell from contents."""
     with contextlib.suppress(BlockingIOError):
         while os.read(inotify, 4096):
             pass
-    hide_lost(library)
-
-
-def hide_lost(library):
-    """Archives have been written to: where one is shorter now, let there be nothing in memory where there was a file.
-
-    From the new end to the end of its page there would be zeros (mmap(2)), which nobody could tell from contents.
-    """
     for archive in library.archives:
         try:
             size = os.lseek(archive.fd, 0, os.SEEK_END)
@@ -220,7 +187,7 @@ def hide_lost(library):
             continue
         if size < archive.size and not archive.copied:
             start = size & -mmap.PAGESIZE
-            hide(archive.address + start, archive.size - start)
+            linux.hide(archive.address + start, archive.size - start)
 
 
 def bring_in(options, archive):
@@ -228,47 +195,41 @@ def bring_in(options, archive):
     fd, size = archive.fd, archive.size
     try:
         if options.hugepages:
-            archive.address, archive.copied = map_huge(fd, size, options.hugepages), True
+            archive.address, archive.copied = linux.map_huge(fd, size, options.hugepages), True
         else:
-            archive.address = map_file(fd, size)
+            archive.address = linux.map_file(fd, size)
     except OSError as error:
         advice = "see --hugepages and sysctl vm.nr_hugepages" if options.hugepages else "raise ulimit -v"
         raise ArchiveError(f"the archive of {size} bytes cannot be brought into memory: {error}; {advice}") from error
     page = max(1 << options.hugepages, mmap.PAGESIZE)
-    archive.release = partial(unmap_file, archive.address, -(-size // page) * page)
+    archive.release = partial(linux.unmap_file, archive.address, -(-size // page) * page)
     fits = archive.copied or options.preload or size < available_memory() // 2
-    archive.lazy = not (fits and populate(archive.address, size))
+    archive.lazy = not (fits and linux.populate(archive.address, size))
+
+
+# Where the memory limits of our control group are (cgroups(7)), by its controllers: version 2 and 1.
+LIMITS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
 
 
 def available_memory():
-    """Bytes that can be used without swapping, as the kernel and the control group's limit have it; 0 if unknown."""
+    """Bytes that can be used without swapping, as the kernel and the limits of our control group and of all above it
+    have it; 0 if unknown."""
     found = re.search(r"MemAvailable: *([0-9]+) kB", read_text("/proc/meminfo"))
-    return min(int(found[1]) * 1024 if found else 0, *group_limits())
-
-
-def group_limits():
-    """The memory limits of our control group (cgroups(7)), version 2 and 1."""
+    limits = [int(found[1]) * 1024 if found else 0]
     for line in read_text("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        if not controllers:
-            yield from limits_above("/sys/fs/cgroup" + path, "memory.max")
-        elif controllers == "memory":
-            yield from limits_above("/sys/fs/cgroup/memory" + path, "memory.limit_in_bytes")
-    yield 1 << 62
-
-
-def limits_above(folder, name):
-    """The limits in a group's folder and in all above it."""
-    while folder != "/sys/fs":
-        text = read_text(f"{folder}/{name}").strip()
-        if text.isdigit():
-            yield int(text)
-        folder = os.path.dirname(folder.rstrip("/"))
+        if controllers in LIMITS:
+            top, name = LIMITS[controllers]
+            folder = top + path
+            while folder != "/sys/fs":
+                text = read_text(f"{folder}/{name}").strip()
+                if text.isdigit():
+                    limits.append(int(text))
+                folder = os.path.dirname(folder.rstrip("/"))
+    return min(limits)
 
 
 def read_text(path):
-    try:
-        with open(path) as file:
-            return file.read()
-    except OSError:
-        return ""
+    with contextlib.suppress(OSError), open(path) as file:
+        return file.read()
+    return ""

@@ -74,8 +74,8 @@ class Scoreboard:
     def introduce(self, generation, number, urls):
         """Describe the generation that serves as the `number`-th."""
         sites = [{"host": host, "path": archive.path, "files": archive.files, "bytes": archive.bytes,
-                  "size": archive.size, "mtime": archive.identity.mtime // 10 ** 9, "etag": archive.digest,
-                  "generation": number} for host, archive in generation.newest()]
+                  "size": archive.size, "mtime": archive.identity[3] // 10 ** 9, "etag": archive.digest,
+                  "generation": number} for host, archive in zip(generation.layers, generation.newest, strict=True)]
         self.describe(json.dumps({"version": generation.options.version, "sites": sites, "listeners": urls,
                                   "tls": generation.tls.words if generation.tls else "", "error": generation.error}))
 

@@ -11,6 +11,7 @@ is needed.
 import contextlib
 import errno
 import grp
+import itertools
 import os
 import re
 import socket
@@ -29,7 +30,7 @@ class Listeners:
     """
 
     def __init__(self, options):
-        self.workers = options.threads
+        self.options = options
         self.site: list[list[socket.socket]] = []
         self.redirect: list[list[socket.socket]] = []
         self.status: list[socket.socket] = []
@@ -39,13 +40,20 @@ class Listeners:
         self.ipv4_ports = {address.port for address in options.listen
                            if isinstance(address, Tcp) and re.fullmatch("[0-9.]+", address.host)} - {0}
         try:
-            self.open_all(options)
+            self.open_all()
         except BaseException:
             self.close()
             raise
 
-    def open_all(self, options):
-        self.inherit()
+    def open_all(self):
+        options = self.options
+        for fd, name in listen_fds(os.environ, os.getpid()):        # what systemd has opened, named for what it is for
+            listener = inherited(fd, name)
+            self.inherited.append(listener)
+            if name == "status":
+                self.status.append(listener)
+            else:
+                (self.redirect if name == "redirect" else self.site).append([listener])
         if not self.site:                       # else systemd has the say
             self.site = ([self.open(address, "--listen") for address in options.listen]
                          or [self.open_default(8443 if options.tls_cert else 8080)])
@@ -56,17 +64,14 @@ class Listeners:
         if options.status and not self.status:
             self.status = self.open(options.status, "--status", 1)
         if options.passfd:
-            self.passing = self.open_passing(options)
-
-    def inherit(self):
-        """Take over what systemd has opened (sd_listen_fds(3)); the sockets' names say what for."""
-        for fd, name in listen_fds(os.environ, os.getpid()):
-            listener = inherited(fd, name)
-            self.inherited.append(listener)
-            if name == "status":
-                self.status.append(listener)
-            else:
-                (self.redirect if name == "redirect" else self.site).append([listener])
+            self.passing = self.open_unix(Unix(options.passfd, options.passfd_perms), "--passfd", socket.SOCK_DGRAM)
+        if options.passfd_group_name:
+            try:
+                os.chown(options.passfd, -1, grp.getgrnam(options.passfd_group_name).gr_gid)
+            except KeyError:
+                raise UsageError(f"--passfd-group-name: there is no group {options.passfd_group_name!r}") from None
+            except OSError as error:
+                raise UsageError(f"--passfd-group-name {options.passfd_group_name}: {error.strerror}") from None
 
     # opening
 
@@ -74,16 +79,16 @@ class Listeners:
         """Sockets that listen on a Tcp or Unix address, which was given with `flag`."""
         if isinstance(address, Unix):
             return [self.open_unix(address, flag, socket.SOCK_STREAM)]
-        return open_tcp(address, count or self.workers, flag, address.port in self.ipv4_ports)
+        return open_tcp(address, count or self.options.threads, flag, address.port in self.ipv4_ports)
 
     def open_default(self, port):
         """All addresses; where there is no IPv6, those of IPv4."""
         try:
-            return open_tcp(Tcp("", port), self.workers, "--listen")
+            return self.open(Tcp("", port), "--listen")
         except OSError as error:
             if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                 raise
-        return open_tcp(Tcp("0.0.0.0", port), self.workers, "--listen")
+        return self.open(Tcp("0.0.0.0", port), "--listen")
 
     def open_unix(self, address, flag, kind):
         """A socket at a path. One that nobody listens on any more is replaced."""
@@ -102,18 +107,6 @@ class Listeners:
             os.umask(umask)
         return listener
 
-    def open_passing(self, options):
-        passing = self.open_unix(Unix(options.passfd, options.passfd_perms), "--passfd", socket.SOCK_DGRAM)
-        if options.passfd_group_name:
-            try:
-                group = grp.getgrnam(options.passfd_group_name).gr_gid
-                os.chown(options.passfd, -1, group)
-            except KeyError:
-                raise UsageError(f"--passfd-group-name: there is no group {options.passfd_group_name!r}") from None
-            except OSError as error:
-                raise UsageError(f"--passfd-group-name {options.passfd_group_name}: {error.strerror}") from None
-        return passing
-
     # using
 
     def of(self, worker):
@@ -122,9 +115,7 @@ class Listeners:
 
     def close_site(self):
         """Have nobody come in any more, by those that are ours; but leave the status listener."""
-        for sockets in (*self.site, *self.redirect):
-            self.close_all(sockets)
-        self.close_all([self.passing] if self.passing else [])
+        self.close_all([*itertools.chain(*self.site, *self.redirect), *filter(None, [self.passing])])
 
     def close(self):
         self.close_site()
@@ -135,18 +126,14 @@ class Listeners:
             if listener not in self.inherited:
                 with contextlib.suppress(OSError):
                     listener.shutdown(socket.SHUT_RDWR)
-                path = self.paths.pop(listener, None)
-                if path:
-                    with contextlib.suppress(OSError):
-                        os.unlink(path)
+                with contextlib.suppress(OSError, KeyError):        # no path, or removed before
+                    os.unlink(self.paths.pop(listener))
 
     def https_port(self):
         """Where a redirect to HTTPS leads."""
-        ports = [sockets[0].getsockname()[1] for sockets in self.site if sockets[0].family != socket.AF_UNIX]
-        return ports[0] if ports else 443
+        return next((sockets[0].getsockname()[1] for sockets in self.site if sockets[0].family != socket.AF_UNIX), 443)
 
     def urls(self, scheme):
-        """What to type into a browser on this machine, for each address of the site."""
         return [url(sockets[0], scheme) for sockets in self.site]
 
 
@@ -222,9 +209,8 @@ def url(listener, scheme):
     if listener.family == socket.AF_UNIX:
         return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
-    if host in ("::", "0.0.0.0"):
-        host = "localhost"
-    return f"{scheme}://[{host}]:{port}/" if ":" in host else f"{scheme}://{host}:{port}/"
+    host = "localhost" if host in ("::", "0.0.0.0") else f"[{host}]" if ":" in host else host
+    return f"{scheme}://{host}:{port}/"
 
 
 # --- systemd
@@ -234,16 +220,18 @@ FIRST_FD = 3                    # sd_listen_fds(3): SD_LISTEN_FDS_START
 
 class Notifier:
     """Tells the service manager how we are (sd_notify(3)). Where there is none, or it does not listen, nobody is told:
-    nothing raises, nothing waits.
-
-    watchdog_seconds: how often to call `watchdog`, or None (sd_watchdog_enabled(3)).
+    nothing raises, nothing waits. watchdog_seconds: how often to call `watchdog`, which is half the time after which
+    the service manager would take us for dead; None where it does not look (sd_watchdog_enabled(3)).
     """
 
     def __init__(self, environ):
         path = environ.pop("NOTIFY_SOCKET", "")
         self.address = "\0" + path[1:] if path.startswith("@") else path
-        self.watchdog_seconds = watchdog_seconds(environ)
-        self.socket = None
+        self.watchdog_seconds: float | None = None
+        self.socket: socket.socket | None = None
+        microseconds, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", None)
+        if is_number(microseconds) and pid in (None, str(os.getpid())):
+            self.watchdog_seconds = int(microseconds) / 2_000_000 or None
         if path.startswith(("/", "@")):
             with contextlib.suppress(OSError):
                 self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -267,21 +255,12 @@ class Notifier:
         self.notify("WATCHDOG=1")
 
 
-def watchdog_seconds(environ):
-    """Half the time after which the service manager would take us for dead; None where it does not look."""
-    microseconds, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", None)
-    if not is_number(microseconds) or pid not in (None, str(os.getpid())):
-        return None
-    return int(microseconds) / 2_000_000 or None
-
-
 def listen_fds(environ, pid):
     """[(descriptor, its name)] of the sockets passed to process `pid` (sd_listen_fds(3)); close-on-exec from now on.
 
     What tells of them is removed from `environ`: it is for one process only. Raises UsageError.
     """
-    for_pid, count = environ.pop("LISTEN_PID", None), environ.pop("LISTEN_FDS", None)
-    names = environ.pop("LISTEN_FDNAMES", None)
+    for_pid, count, names = (environ.pop(name, None) for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
     if for_pid is None or count is None:
         return []
     if not is_number(for_pid) or not is_number(count):

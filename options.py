@@ -5,7 +5,6 @@ import logging
 import os
 import re
 from collections import namedtuple
-from typing import NamedTuple
 
 from linux import cpus
 
@@ -45,25 +44,23 @@ class StartError(Exception):
     """This machine lacks something that a flag asks for; the text says what, and what to do."""
 
 
-class Tcp(NamedTuple):
-    """A TCP address to listen on; an empty host is all of them."""
-    host: str
-    port: int
-
-
-class Unix(NamedTuple):
-    """The path of a socket to listen on, and its permissions."""
-    path: str
-    mode: int
+Tcp = namedtuple("Tcp", "host port")            # an address to listen on; an empty host is all of them
+Unix = namedtuple("Unix", "path mode")          # the path of a socket to listen on, and its permissions
 
 
 # --- types
 
+def matched(pattern, text, otherwise):
+    """The match of all of `text`. Where there is none, raises an error: the text, and what is wrong with it."""
+    match = re.fullmatch(pattern, text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} {otherwise}")
+    return match
+
+
 def duration(text):
     """Seconds in "1.5s" or "500ms"."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 1.5s or 500ms")
+    match = matched(r"([0-9]+(?:\.[0-9]+)?)(ms|s)", text, "is no duration: write 1.5s or 500ms")
     return float(match[1]) / (1000 if match[2] == "ms" else 1)
 
 
@@ -104,9 +101,7 @@ def socket_path(text):
 
 
 def permissions(text):
-    if not re.fullmatch("0?[0-7]{3}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} are no permissions: write 660")
-    return int(text, 8)
+    return int(matched("0?[0-7]{3}", text, "are no permissions: write 660")[0], 8)
 
 
 def log_file(text):
@@ -116,17 +111,13 @@ def log_file(text):
 
 def site(text):
     """(host, path) of HOST=FILE.tar."""
-    host, equals, path = text.partition("=")
-    if not equals or not path or not re.fullmatch(HOST, host):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST=FILE.tar: write www.example.com=site.tar, or "
-                                         "'*.example.com=site.tar'")
-    return host.lower().removesuffix("."), path
+    match = matched(f"(?s)({HOST})=(.+)", text,
+                    "is not HOST=FILE.tar: write www.example.com=site.tar, or '*.example.com=site.tar'")
+    return match[1].lower().removesuffix("."), match[2]
 
 
 def field_value(text):
-    if not re.fullmatch(r"[!-~](?:[\t -~]*[!-~])?|", text):
-        raise argparse.ArgumentTypeError(f"{text!r} cannot stand in a header field")
-    return text.encode()
+    return matched(r"[!-~](?:[\t -~]*[!-~])?|", text, "cannot stand in a header field")[0].encode()
 
 
 # --- flags
@@ -166,8 +157,7 @@ def parse_arguments(argv, version):
     add_running(parser.add_argument_group("running it").add_argument)
     add_tls(parser.add_argument_group("TLS").add_argument)
     add_front(parser.add_argument_group("behind another server").add_argument)
-    add_patience(parser.add_argument_group("patience").add_argument)
-    add_tuning(parser.add_argument_group("tuning").add_argument)
+    add_patience_and_tuning(parser)
     flags = parser.parse_args(argv, argparse.Namespace(version=version))
     for name in GROUPS:
         if getattr(flags, name):
@@ -195,8 +185,7 @@ def add_running(add):
         help="after a reload, the last N tars still answer for paths that the new one lacks (default: 0)")
     add("--access-log", metavar="FILE", type=log_file,
         help="a line for each response; - is standard output (default: none)")
-    add("--log-format", choices=("combined", "json"), default="combined",
-        help="of the access log (default: combined)")
+    add("--log-format", choices=("combined", "json"), default="combined", help="of the access log (default: combined)")
     add("--status", metavar="ADDR", type=listen_address,
         help="ADDR:PORT or unix:PATH[,MODE] for a page of its state, and /healthz, /readyz and /metrics (Prometheus)")
 
@@ -231,7 +220,8 @@ def add_front(add):
              "(default: 0)")
 
 
-def add_patience(add):
+def add_patience_and_tuning(parser):
+    add = parser.add_argument_group("patience").add_argument
     add("--header-timeout", metavar="SECONDS", type=number(1, 86400), default=10,
         help="for a TLS handshake, and for a request to arrive (default: 10)")
     add("--keepalive-timeout", metavar="SECONDS", type=number(1, 86400), default=75,
@@ -241,8 +231,7 @@ def add_patience(add):
     add("--drain", metavar="SECONDS", type=number(0, 86400), default=10,
         help="for sending to end after SIGTERM (default: 10)")
 
-
-def add_tuning(add):
+    add = parser.add_argument_group("tuning").add_argument
     add("--cpu-affinity", action="store_true", help="keep each worker on a CPU of its own")
     add("--preload", action="store_true", help="read the whole tar into memory at start, however large it is")
     add("--hugepages", metavar="BITS", type=number(0, 30), default=0,
@@ -261,14 +250,29 @@ def add_tuning(add):
 
 def check(parser, flags):
     """Each flag with those that it makes sense with; ends the program where not. Adds what follows from them."""
+    hosts = [host for host, _ in flags.site]
+    about_tls = {"--redirect-http": flags.redirect_http, "--hsts": flags.hsts is not None,
+                 "--ktls=require": flags.ktls == "require", "--tls-min": flags.tls_min != "1.2"}
+    for wrong, words in (
+        (not flags.tarfile and not flags.site, "what is to be served? Give SITE.tar, or --site HOST=FILE.tar"),
+        *((hosts.count(host) > 1, f"--site {host}=... is given twice") for host in hosts),
+        (0 < flags.hugepages < 12,
+         f"--hugepages {flags.hugepages}: that is less than an ordinary page; 21 is for 2 MiB"),
+        (flags.passfd_group_name and not flags.passfd, "--passfd-group-name is about --passfd"),
+        (len(flags.tls_cert) != len(flags.tls_key),
+         f"{len(flags.tls_cert)} --tls-cert and {len(flags.tls_key)} --tls-key: "
+         "each certificate needs its key, in the same order"),
+        *((given and not flags.tls_cert, f"{flag} is about HTTPS, which needs --tls-cert and --tls-key")
+          for flag, given in about_tls.items()),
+        (flags.acme_dir and not os.path.isdir(flags.acme_dir),
+         f"--acme-dir {flags.acme_dir}: there is no such directory"),
+        (flags.acme_dir and not flags.redirect_http,
+         "--acme-dir is for the plain listener, which needs --redirect-http: ACME asks on port 80"),
+    ):
+        if wrong:
+            parser.error(words)
     if flags.busyloop is None:
         flags.busyloop = flags.sqpoll_ms / 1000
-    if not flags.tarfile and not flags.site:
-        parser.error("what is to be served? Give SITE.tar, or --site HOST=FILE.tar")
-    hosts = [host for host, _ in flags.site]
-    for host in hosts:
-        if hosts.count(host) > 1:
-            parser.error(f"--site {host}=... is given twice")
     flags.sites, flags.trusted = [*flags.site, ("", flags.tarfile)] if flags.tarfile else flags.site, None
     if flags.proxy_from:
         from proxy import Networks
@@ -276,22 +280,3 @@ def check(parser, flags):
             flags.trusted = Networks(flags.proxy_from)
         except ValueError as error:
             parser.error(f"--proxy-from: {error}")
-    if flags.hugepages and flags.hugepages < 12:
-        parser.error(f"--hugepages {flags.hugepages}: that is less than an ordinary page; 21 is for 2 MiB")
-    if flags.passfd_group_name and not flags.passfd:
-        parser.error("--passfd-group-name is about --passfd")
-    check_tls(parser, flags)
-
-
-def check_tls(parser, flags):
-    if len(flags.tls_cert) != len(flags.tls_key):
-        parser.error(f"{len(flags.tls_cert)} --tls-cert and {len(flags.tls_key)} --tls-key: "
-                     "each certificate needs its key, in the same order")
-    for flag, given in (("--redirect-http", flags.redirect_http), ("--hsts", flags.hsts is not None),
-                        ("--ktls=require", flags.ktls == "require"), ("--tls-min", flags.tls_min != "1.2")):
-        if given and not flags.tls_cert:
-            parser.error(f"{flag} is about HTTPS, which needs --tls-cert and --tls-key")
-    if flags.acme_dir and not os.path.isdir(flags.acme_dir):
-        parser.error(f"--acme-dir {flags.acme_dir}: there is no such directory")
-    if flags.acme_dir and not flags.redirect_http:
-        parser.error("--acme-dir is for the plain listener, which needs --redirect-http: ACME asks on port 80")

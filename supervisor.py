@@ -143,9 +143,8 @@ class Supervisor:
         poller.register(self.pipe, select.POLLIN)
         if self.generation.inotify >= 0 and not self.stopping:
             poller.register(self.generation.inotify, select.POLLIN)
-        soon = min((at for at in (*self.due.values(), self.look_at, self.drain_at, self.kill_at) if at is not None),
-                   default=None)
-        poller.poll(None if soon is None else max(0, soon - time.monotonic()) * 1000 + 1)
+        soon = [at for at in (*self.due.values(), self.look_at, self.drain_at, self.kill_at) if at is not None]
+        poller.poll(max(0, min(soon) - time.monotonic()) * 1000 + 1 if soon else None)
         with contextlib.suppress(BlockingIOError):
             for number in dict.fromkeys(os.read(self.pipe, 4096)):      # each once
                 self.on_signal(number)
@@ -179,15 +178,12 @@ class Supervisor:
     def on_signal(self, number):
         if number in ENDING:
             self.stop()
-        elif number == signal.SIGHUP and not self.stopping:
-            self.reload()
-        elif number == signal.SIGUSR1 and not self.stopping:
-            self.reload(same_sites=True)    # workers have the log as they were forked with it
+        elif number in (signal.SIGHUP, signal.SIGUSR1) and not self.stopping:
+            self.reload(same_sites=number == signal.SIGUSR1)    # workers have the log as they were forked with it
         elif number == signal.SIGALRM:
             self.notifier.watchdog()
 
     def on_time(self, monotonic):
-        """What the clock brings."""
         for number in [number for number, at in self.due.items() if at <= monotonic and self.serving]:
             del self.due[number]
             process = self.fork(None if number == STATUS else self.generation, number)
@@ -271,27 +267,22 @@ class Supervisor:
         """Fork all workers of a generation; tell whether all of them are ready to serve. If not, they are killed."""
         gc.collect()
         gc.freeze()             # in a worker the collector would write to all that is shared by then
-        processes = [self.fork(generation, number) for number in range(self.options.threads)]
-        forked = list(filter(None, processes))
+        forked = list(filter(None, [self.fork(generation, number) for number in range(self.options.threads)]))
         said = self.wait_for(forked, START_WITHIN, (b"1", b""))
-        if [said.get(process) for process in processes] == [b"1"] * len(processes):
+        if list(said.values()) == [b"1"] * self.options.threads:
             return True
         for process in forked:
             process.dismissed = True
             if process not in said:
                 log.error("worker %d was not ready within %d s: killed", process.pid, START_WITHIN)
-            elif not said[process]:
-                self.bury(process)
+            elif not said[process]:         # it has ended, and has said why unless a signal has ended it
+                del self.processes[process.pid]
+                self.forget(process)
+                _, ended = os.waitpid(process.pid, 0)
+                if os.WIFSIGNALED(ended):
+                    log.error("worker %d could not begin to serve: %s", process.pid, words(ended))
         self.tell(signal.SIGKILL, generation)
         return False
-
-    def bury(self, process):
-        """A worker has ended before it could serve; it has said why unless a signal has ended it."""
-        del self.processes[process.pid]
-        self.forget(process)
-        _, ended = os.waitpid(process.pid, 0)
-        if os.WIFSIGNALED(ended):
-            log.error("worker %d could not begin to serve: %s", process.pid, words(ended))
 
     def wait_for_leave(self, generation):
         """Until the workers of a generation accept no more. One that has not managed that within RETIRE_WITHIN seconds
@@ -328,7 +319,6 @@ class Supervisor:
                     os.kill(process.pid, number)
 
     def reap(self):
-        """See who has died."""
         while self.processes:
             pid, ended = os.waitpid(-1, os.WNOHANG)
             if not pid:
@@ -342,17 +332,13 @@ class Supervisor:
         """A worker that is still wanted is replaced."""
         if ended:
             self.tell(LOOK_AGAIN)
-        wanted = self.serving and (process.generation is self.generation or process.number == STATUS)
-        if not wanted:
+        if not self.serving or process.generation is not self.generation and process.number != STATUS:
             if ended and not process.dismissed and self.kill_at is None:
                 log.warning("worker %d, which was to end, ended: %s", process.pid, words(ended))
             return
-        monotonic, wait = time.monotonic(), 0
+        monotonic, wait, back_off = time.monotonic(), 0, self.back_off.pop(process.number, BACK_OFF[0])
         if monotonic - process.born < YOUNG:
-            wait = self.back_off.get(process.number, BACK_OFF[0])
-            self.back_off[process.number] = min(2 * wait, BACK_OFF[1])
-        else:
-            self.back_off.pop(process.number, None)
+            wait, self.back_off[process.number] = back_off, min(2 * back_off, BACK_OFF[1])
         self.due[process.number] = monotonic + wait
         self.scoreboard.add("restarts")
         log.error("worker %d ended: %s; another one takes its place%s", process.pid, words(ended),
@@ -396,16 +382,13 @@ class Supervisor:
         self.number += 1
         self.due = {number: at for number, at in self.due.items() if number == STATUS}
         self.scoreboard.set(generation=self.number)
-        self.introduce()
+        self.scoreboard.introduce(generation, self.number, self.listeners.urls(generation.scheme))
         self.report(True)
-
-    def introduce(self):
-        self.scoreboard.introduce(self.generation, self.number, self.listeners.urls(self.generation.scheme))
 
     def on_reload_failure(self, reason):
         reason = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         self.generation.failed(reason)
-        self.introduce()
+        self.scoreboard.introduce(self.generation, self.number, self.listeners.urls(self.generation.scheme))
         self.scoreboard.add("reloads_failed")
         self.scoreboard.set(last_reload=time.time())
         log.error("reload failed, generation %d still serves: %s", self.number, reason)
@@ -421,8 +404,7 @@ class Supervisor:
             else:
                 self.drain()
             return
-        self.stopping = True
-        self.look_at = None
+        self.stopping, self.look_at = True, None
         self.notifier.stopping()
         self.report(False)
         if self.options.lame_duck:
@@ -439,11 +421,9 @@ class Supervisor:
         self.listeners.close_site()
 
     def report(self, ready):
-        """Say on the Scoreboard how it is."""
-        workers = self.workers
-        serving = sum(process.generation is self.generation for process in workers)
+        serving = sum(process.generation is self.generation for process in self.workers)
         self.scoreboard.set(ready=ready and serving > 0, stopping=self.stopping, workers=serving,
-                            draining=len(workers) - serving)
+                            draining=len(self.workers) - serving)
 
 
 def words(ended):

@@ -21,14 +21,11 @@ if sys.version_info < (3, 11) or sys.maxsize < 1 << 32:     # noqa: UP036
 if sys.flags.safe_path:         # python3 -P, -I: Python has not put our directory there
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
+import linux
 from archive import Library
 from clock import Counts, signal_pipe
 from connection import LOG, Limits
 from generation import Generation, watch
-from linux import (
-    OP_ACCEPT, OP_ASYNC_CANCEL, OP_CLOSE, OP_MADVISE, OP_POLL_ADD, OP_READ, OP_RECV, OP_RECVMSG, OP_SEND, OP_SENDMSG,
-    OP_SHUTDOWN, OP_TIMEOUT, OP_URING_CMD, OP_WRITE, cpus, lock_program,
-)
 from listeners import Listeners, Notifier, url
 from options import LEVELS, StartError, UsageError, import_group, parse_arguments
 from plan import ForgetfulMemo, Memo, Site, make_site
@@ -47,7 +44,8 @@ SERVER = b"tarweb"
 DEFAULT_CONNECTIONS = 4096
 STATUS_CONNECTIONS = 64
 MAX_OPEN_AT_START = 4096        # descriptors looked at for those that are open: two for each worker, and a few
-SERVING = {OP_ACCEPT, OP_RECV, OP_SEND, OP_SENDMSG, OP_SHUTDOWN, OP_CLOSE, OP_ASYNC_CANCEL, OP_TIMEOUT, OP_READ}
+SERVING = {linux.OP_ACCEPT, linux.OP_RECV, linux.OP_SEND, linux.OP_SENDMSG, linux.OP_SHUTDOWN, linux.OP_CLOSE,
+           linux.OP_ASYNC_CANCEL, linux.OP_TIMEOUT, linux.OP_READ}
 NO_MEMORY = "there is not enough memory: raise its limit (ulimit -v, or that of the control group)"
 
 log = logging.getLogger("tarweb")
@@ -138,26 +136,32 @@ def limit_files(slots, hard):
 
 
 def is_open(fd):
-    try:
+    with contextlib.suppress(OSError):
         os.fstat(fd)
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 # --- a child process, from the inside
 
 def serve(options, listeners, scoreboard, sandbox, generation, number, row, ready, left):
-    """The whole life of a child process; its exit status."""
+    """The whole life of a child process; its exit status. `ready` is called when it can take requests, `left` when it
+    accepts no more."""
     def make_and_run():
         if number == STATUS:
             worker = make_status_worker(listeners, scoreboard, options, sandbox)
         else:
             if options.cpu_affinity:
-                own = cpus()
+                own = linux.cpus()
                 os.sched_setaffinity(0, {own[number % len(own)]})
             worker = make_worker(generation, listeners, number, scoreboard, row, options, sandbox)
-        run_worker(worker, sandbox, ready, left)
+        worker.acceptor.on_left = left
+        gc.freeze()                 # nothing in the loop makes reference cycles, so the collector stays off
+        sandbox.lock()
+        ready()
+        worker.run()
+        if worker.handshake:
+            tell_of_handshakes(worker.counts)
         return 0
     try:
         return explained(make_and_run, "worker: ")
@@ -183,21 +187,15 @@ def explained(function, who=""):
     return EXIT_FAILURE
 
 
-def make_ring(options, connections, operations):
-    kind = PolledRing if options.sqpoll_ms else Ring
-    return kind(connections, entries=options.ring_size, sqpoll_ms=options.sqpoll_ms, operations=operations,
-                busyloop=options.busyloop, use_liburing=not options.no_liburing)
-
-
 def operations(options, tls, lazy):
     """What a worker's ring has to do: no more than that. None with --secure=off, for all."""
     if options.secure == "off":
         return None
-    return (SERVING | {OP_POLL_ADD}                                 # that an archive is written to
-            | ({OP_MADVISE} if lazy else set())
-            | ({OP_WRITE} if options.access_log else set())
-            | ({OP_RECVMSG} if options.passfd else set())
-            | ({OP_RECVMSG, OP_URING_CMD} if tls and tls.kernel_ciphers else set()))        # kernel TLS
+    return (SERVING | {linux.OP_POLL_ADD}                           # that an archive is written to
+            | ({linux.OP_MADVISE} if lazy else set())
+            | ({linux.OP_WRITE} if options.access_log else set())
+            | ({linux.OP_RECVMSG} if options.passfd else set())
+            | ({linux.OP_RECVMSG, linux.OP_URING_CMD} if tls and tls.kernel_ciphers else set()))        # kernel TLS
 
 
 def make_worker(generation, listeners, number, scoreboard, row, options, sandbox):
@@ -205,16 +203,18 @@ def make_worker(generation, listeners, number, scoreboard, row, options, sandbox
     what a Sandbox drops first."""
     served, redirect = ([listener.fileno() for listener in sockets] for sockets in listeners.of(number))
     counts, signals = Counts(), signal_pipe()
-    library = generation.library()
+    library, tls = generation.library(), generation.tls
     hsts = () if options.hsts is None else ((b"Strict-Transport-Security", b"max-age=%d" % options.hsts),)
     if library.lazy:
-        lock_program()
+        linux.lock_program()
     site = make_site(Memo(library, SERVER, time.time(), hsts), generation.responders())
     damage = watch(library)
     directory = os.open(options.acme_dir, os.O_PATH | os.O_CLOEXEC) if options.acme_dir else None
     sandbox.drop(directory)
-    ring = make_ring(options, options.max_connections or DEFAULT_CONNECTIONS,
-                     operations(options, generation.tls, library.lazy))
+    ring = (PolledRing if options.sqpoll_ms else Ring)(
+        options.max_connections or DEFAULT_CONNECTIONS, entries=options.ring_size, sqpoll_ms=options.sqpoll_ms,
+        operations=operations(options, tls, library.lazy), busyloop=options.busyloop,
+        use_liburing=not options.no_liburing)
     connections, slots = limit_connections(options.max_connections)
     access_log = None
     if generation.log_fd >= 0:
@@ -226,21 +226,16 @@ def make_worker(generation, listeners, number, scoreboard, row, options, sandbox
     publish = (lambda: scoreboard.publish(row, counts)) if scoreboard else None
     worker = Worker(ring, slots, limits, counts, library, site, served + redirect, signals, passing, options.trusted,
                     access_log, publish, damage)
-    if generation.tls:
-        secure(worker, generation.tls, redirect, listeners.https_port(), directory)
+    if tls:
+        from credentials import read_acme_challenge
+        from tls import Engine
+        from transport import add_tls
+        tls.credentials.renew_tickets(time.time())
+        challenges = None if directory is None else partial(read_acme_challenge, directory)
+        redirector = Redirector(listeners.https_port(), challenges)
+        plain_site = Site(ForgetfulMemo(library, SERVER, time.time()), redirector.reply)
+        add_tls(worker, Engine(tls.openssl, tls.credentials, tls.kernel_ciphers), redirect, plain_site)
     return worker
-
-
-def secure(worker, tls, redirect, https_port, directory):
-    """Have a Worker speak TLS, and redirect to it on the listeners in `redirect` (descriptors), where ACME's challenges
-    are answered from a `directory` (its descriptor, or None)."""
-    from credentials import read_acme_challenge
-    from tls import Engine
-    from transport import add_tls
-    tls.credentials.renew_tickets(time.time())
-    redirector = Redirector(https_port, None if directory is None else partial(read_acme_challenge, directory))
-    plain_site = Site(ForgetfulMemo(worker.library, SERVER, time.time()), redirector.reply)
-    add_tls(worker, Engine(tls.openssl, tls.credentials, tls.kernel_ciphers), redirect, plain_site)
 
 
 def make_status_worker(listeners, scoreboard, options, sandbox):
@@ -256,19 +251,10 @@ def make_status_worker(listeners, scoreboard, options, sandbox):
                   [listener.fileno() for listener in listeners.status], signals)
 
 
-def run_worker(worker, sandbox, ready, left):
-    """Lock a Sandbox, and serve until a signal ends it. `ready` is called when it can take requests, `left` when it
-    accepts no more."""
-    worker.acceptor.on_left = left
-    gc.freeze()                 # nothing in the loop makes reference cycles, so the collector stays off
-    sandbox.lock()
-    ready()
-    worker.run()
-    if worker.handshake:
-        counts = worker.counts
-        log.info("TLS connections: %d in the kernel, %d in userspace, %d resumed, %d failed handshakes, %d truncated",
-                 counts.kernel_full + counts.kernel_resumed, counts.userspace_full + counts.userspace_resumed,
-                 counts.kernel_resumed + counts.userspace_resumed, counts.handshakes_failed, counts.truncated)
+def tell_of_handshakes(counts):
+    log.info("TLS connections: %d in the kernel, %d in userspace, %d resumed, %d failed handshakes, %d truncated",
+             counts.kernel_full + counts.kernel_resumed, counts.userspace_full + counts.userspace_resumed,
+             counts.kernel_resumed + counts.userspace_resumed, counts.handshakes_failed, counts.truncated)
 
 
 def trace(error):

@@ -51,9 +51,8 @@ NUMBERS = {
     "madvise": (28, 233), "getpid": (39, 172), "socket": (41, 198), "connect": (42, 203), "bind": (49, 200),
     "listen": (50, 201), "getsockname": (51, 204), "getpeername": (52, 205), "setsockopt": (54, 208),
     "getsockopt": (55, 209), "execve": (59, 221), "exit": (60, 93), "fcntl": (72, 25), "gettimeofday": (96, 169),
-    "ptrace": (101, 117), "pivot_root": (155, 41), "prctl": (157, 167), "chroot": (161, 51),
-    "mount": (165, 40), "umount2": (166, 39), "swapon": (167, 224), "swapoff": (168, 225), "reboot": (169, 142),
-    "init_module": (175, 105),
+    "ptrace": (101, 117), "pivot_root": (155, 41), "prctl": (157, 167), "chroot": (161, 51), "mount": (165, 40),
+    "umount2": (166, 39), "swapon": (167, 224), "swapoff": (168, 225), "reboot": (169, 142), "init_module": (175, 105),
     "delete_module": (176, 106), "futex": (202, 98), "restart_syscall": (219, 128), "clock_gettime": (228, 113),
     "exit_group": (231, 94), "kexec_load": (246, 104), "add_key": (248, 217), "request_key": (249, 218),
     "keyctl": (250, 219), "openat": (257, 56), "newfstatat": (262, 79), "ppoll": (271, 73), "unshare": (272, 97),
@@ -173,23 +172,22 @@ NOT_PERMITTED = errno.EPERM, errno.EACCES
 TRIED = errno.EXFULL            # what the first filter answers: nothing else ever does
 
 
-class SandboxError(StartError):
-    """Something cannot be given up, or works after it was; the text says what, and what to do."""
-
-
 @contextlib.contextmanager
 def explained():
-    """Raises SandboxError where the system refuses something."""
+    """Raises StartError where the system refuses something."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise SandboxError(f"this process cannot be locked in: {reason}; --secure=off serves without") from error
+        raise StartError(f"this process cannot be locked in: {reason}; --secure=off serves without") from error
 
 
 class Sandbox:
-    """What can be given up here. Raises UsageError for a --user that cannot be had, SandboxError for --secure=require.
-    abstract: whether the parent talks to an abstract unix socket."""
+    """What can be given up here. abstract: whether the parent talks to an abstract unix socket.
+
+    Raises UsageError for a --user that cannot be had, StartError for --secure=require; its methods raise StartError
+    where something cannot be given up, or works after it was.
+    """
 
     def __init__(self, options, abstract=False):
         self.options, self.abstract = options, abstract
@@ -220,7 +218,7 @@ class Sandbox:
         if not self.filters:
             self.missing.append("seccomp (not for this kernel or architecture)")
         if options.secure == "require" and self.missing:
-            raise SandboxError(f"--secure=require: {'; '.join(self.missing)}")
+            raise StartError(f"--secure=require: {'; '.join(self.missing)}")
 
     def words(self):
         """What is in force."""
@@ -235,8 +233,7 @@ class Sandbox:
 
     @explained()
     def confine_parent(self, *written):
-        """Give up what reloads do not take. `written`: paths of the access log and of sockets, or None. Raises
-        SandboxError."""
+        """Give up what reloads do not take. `written`: paths of the access log, or None, and of sockets."""
         if self.off:
             return
         names = [name for path in written if path for name in (os.path.abspath(path), os.path.realpath(path))]
@@ -258,10 +255,8 @@ class Sandbox:
 
     @explained()
     def drop(self, directory=None):
-        """Become somebody who may do nothing that others may not, and give up files.
-
-        `directory`: the descriptor of the one in which files can still be read, or None. Raises SandboxError.
-        """
+        """Become somebody who may do nothing that others may not, and give up files, but those in a `directory` (its
+        descriptor, or None)."""
         if self.off:
             return
         parent = os.getppid()
@@ -274,7 +269,12 @@ class Sandbox:
         if self.user:
             expect(NOT_PERMITTED, {"become root": lambda: os.setuid(0)})
         if directory is not None:
-            check_directory(directory)
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    os.stat("tarweb", dir_fd=directory)
+            except PermissionError:
+                raise StartError("--acme-dir: the workers' user cannot look into it: chmod o+x, or "
+                                 "see --user") from None
         if self.landlock:
             readable = {} if directory is None else {directory: READ_FILE}
             restrict_files(self.landlock, SCOPE_ABSTRACT | SCOPE_SIGNAL, readable)
@@ -284,7 +284,7 @@ class Sandbox:
 
     @explained()
     def lock(self):
-        """Give up all system calls but those of the loop. Raises SandboxError."""
+        """Give up all system calls but those of the loop."""
         if not self.filters:
             return
         calls, attempts = dict(LOOP), dict(AGAINST_FILTER)
@@ -340,7 +340,7 @@ AGAINST_FILTER = {
 
 
 def expect(refusals, attempts):
-    """Attempt what has to fail with one of these errnos ({what: how}). Raises SandboxError."""
+    """Attempt what has to fail with one of these errnos ({what: how}). Raises StartError."""
     for words, attempt in attempts.items():
         try:
             attempt()
@@ -349,18 +349,8 @@ def expect(refusals, attempts):
             if error.errno in refusals:
                 continue
             outcome = error.strerror or str(error)
-        raise SandboxError(f"the sandbox does not hold: a process that serves tried to {words}, and: {outcome}. "
+        raise StartError(f"the sandbox does not hold: a process that serves tried to {words}, and: {outcome}. "
                            "This is worth a report; --secure=off serves without it")
-
-
-def check_directory(directory):
-    """Raises SandboxError where nothing can be looked up in a directory."""
-    try:
-        os.stat("tarweb", dir_fd=directory)
-    except FileNotFoundError:
-        pass
-    except PermissionError:
-        raise SandboxError("--acme-dir: the workers' user cannot look into it: chmod o+x, or see --user") from None
 
 
 # --- the pieces
@@ -404,10 +394,9 @@ def become(user):
 
 
 def who_we_are():
-    try:
+    with contextlib.suppress(KeyError):
         return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
+    return str(os.geteuid())
 
 
 def keep_to_ourselves():

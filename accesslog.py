@@ -63,8 +63,7 @@ class AccessLog:
         self.known_fields = lru_cache(MEMO_BLOCKS)(self.fields)
         self.waiting = bytearray()      # whole lines, but perhaps for the first, of which a part is written
         self.in_flight = b""            # kept alive for the kernel
-        self.begun = False              # whether the front of `waiting` is the rest of a line
-        self.failing = False
+        self.begun = self.failing = False       # whether `waiting` begins with the rest of a line; no write succeeds
         self.written = self.dropped = 0
         self.set_date(time.time())
 

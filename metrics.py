@@ -1,5 +1,4 @@
-"""Numbers that all processes share, and what the status listener makes of them: answers to probes, metrics for
-Prometheus, and a page for people, from one table of metrics.
+"""Numbers that all processes share, and the status listener's answers: to probes, to Prometheus, and a page for people.
 
 A worker counts in attributes of its own (`Counts`) and writes them once a second into its row of the `Scoreboard`,
 memory that was there before the workers were forked. A row has one writer, and each number is one 8-byte store, so no
@@ -64,7 +63,6 @@ class Scoreboard:
         self.free.append(row)
 
     def set(self, **values):
-        """Set numbers of SERVER."""
         for name, value in values.items():
             self.words[self.server_at + SERVER.index(name)] = int(value)
 
@@ -243,7 +241,6 @@ class StatusResponder:
 
 
 def answer(request, status, media_type, text, *extra):
-    """The Reply with a text, and perhaps more header fields."""
     content = text.encode(errors="replace")         # a path need not be UTF-8
     return content_reply(status, media_type, content, request, (NO_STORE, *extra))
 

@@ -1,8 +1,7 @@
 """Plans: replies laid out in memory as the kernel sends them; and sites, which answer requests with plans.
 
-A plan is a msghdr over [status line, Server, Date][header fields][body spans in the mapped archive], as HTTP/1.1 has
-them. It holds nothing of the connection, so one plan serves any number of connections at once, and it never changes:
-only the Date does, in the piece that all plans of one status share.
+A plan is a msghdr over [status line, Server, Date][header fields][body spans in the mapped archive]. It holds nothing
+of a connection, so it serves any number at once; only the Date changes, in the piece that plans of one status share.
 
 Lifetime: whoever has sent a plan keeps a reference to it until the send has completed; with the last one it is freed.
 """
@@ -97,9 +96,8 @@ class Plan:
                  "send_size", "status", "tally", "total")
 
     def __init__(self, reply, status_head, tally, lazy=False):
-        """One block of memory holds msghdr, iovecs and then every byte that is not in an archive.
-
-        tally: where responses with this status are counted. lazy: whether a disk may have to be read for some of it."""
+        """One block of memory holds msghdr, iovecs and then every byte that is not in an archive. tally: where
+        responses with this status are counted. lazy: whether some of it may have to be read from a disk."""
         self.status, self.tally, self.lazy = reply.status, tally, lazy
         self.send_size = COLD_SEND_SIZE if lazy else SEND_SIZE
         header = header_section(reply)
@@ -117,7 +115,7 @@ class Plan:
         self.total = sum(length for _, length in segments)
         self.content = self.total - status_head[1] - len(header)        # bytes behind the header
         self.segments = segments if self.total > self.send_size else None
-        linux.write_message(self.memory, self.address, first_piece(segments, self.send_size))
+        linux.write_message(self.memory, self.address, [*first_piece(segments, self.send_size)])
         self.close = reply.close
         self.plaintext = self.dated = None      # its Plaintext, and the Date in that, where OpenSSL encrypts it
         # What the first send returns when nothing more is to be done: then the connection waits for a request.
@@ -129,7 +127,7 @@ class Plan:
 
     def piece(self, sent):
         """The segments of what is sent next, after `sent` bytes."""
-        return [self.locate(sent)] if sent else first_piece(self.spans(), self.send_size)
+        return [self.locate(sent)] if sent else [*first_piece(self.spans(), self.send_size)]
 
     def locate(self, sent):
         """(address, length) of what to send after `sent` bytes, at most one piece."""
@@ -142,20 +140,17 @@ class Plan:
 
 def first_piece(segments, room):
     """The segments that lie in the first `room` bytes."""
-    piece = []
     for address, length in segments:
         if room:
-            piece.append((address, min(length, room)))
+            yield address, min(length, room)
             room -= min(length, room)
-    return piece
 
 
 class Memo:
     """What the sites of a worker share: the Date, counts, and plans, remembered by reply and by the bytes of a request.
 
-    Both memories are bounded, for all sites together. In a full one each newcomer takes the latest one's place, so that
-    requests that come once push out nothing that comes often; and a full one is emptied now and then, for what is no
-    longer asked for.
+    Both are bounded, for all sites together. When one is full, each newcomer takes the latest one's place, so requests
+    that come once push out nothing that comes often; and it is emptied now and then, for what is no longer asked for.
     """
 
     def __init__(self, library, server, wall, more=()):
@@ -251,7 +246,7 @@ class Site:
     def __init__(self, memo, reply, expand=None):
         self.memo, self.answer, self.expand = memo, reply, expand
         self.reply = reply                      # the same, until `close_all`
-        self.by_reply = {}
+        self.by_reply: dict = {}
         memo.plans.append(self.by_reply)
         self.known, self.remembers, self.lines = memo.by_request.get, memo.by_request.__contains__, memo.lines
         self.remember, self.forget, self.tick = memo.remember, memo.forget, memo.tick
@@ -267,8 +262,7 @@ class Site:
         return self.plan(error_reply(status, reason))
 
     def interim(self):
-        """The Plan of 100 (Continue)."""
-        return self.plan(Reply(100, (), ()))
+        return self.plan(Reply(100, (), ()))        # Continue
 
     def plan(self, reply):
         """The Plan of a Reply or FullResponse."""

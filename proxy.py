@@ -1,7 +1,6 @@
 """What those in front of us say: PROXY headers, and connections that another process passes.
 
-PROXY protocol, versions 1 and 2, as a receiver: who the client of the proxy in front of us is. Sections are those of
-HAProxy's proxy-protocol.txt.
+PROXY protocol, versions 1 and 2, as a receiver: who the proxy's client is. Sections: HAProxy's proxy-protocol.txt.
 
 Passed connections, as with the Rust tarweb: a unix datagram socket (unix(7)), and in each datagram SCM_RIGHTS with
 exactly one descriptor, of a connected stream socket, and those bytes that its sender has read from it, perhaps none.
@@ -26,7 +25,6 @@ V1, SIGNATURE = b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"
 MAX_LINE = 107                  # section 2.1: the longest line of version 1, CRLF included
 MAX_BLOCK = 4096                # a header of version 2. Section 2 has senders keep to 536, but what they tell of
                                 # certificates may take more; with 64 KiB, a proxy's mistake would be waited for
-KINDS = b"TCP4 ", b"TCP6 ", b"UNKNOWN"
 LINE = re.compile(rb"UNKNOWN(?: [^\r]*)?|TCP([46]) ([\dA-Fa-f:.]+) ([\dA-Fa-f:.]+) (0|[1-9]\d{0,4}) (0|[1-9]\d{0,4})")
 
 LOCAL, PROXY = 0x20, 0x21       # section 2.2: version and command
@@ -60,7 +58,7 @@ def take_header(data):
 def take_line(data):
     line, end, _ = data[:MAX_LINE].partition(b"\r\n")
     rest, size = line[len(V1):], len(line) + len(end)
-    if not any(rest.startswith(kind[:len(rest)]) for kind in KINDS):
+    if not any(rest.startswith(kind[:len(rest)]) for kind in (b"TCP4 ", b"TCP6 ", b"UNKNOWN")):
         raise ProxyError("version 1: neither TCP4 nor TCP6 nor UNKNOWN")
     if b"\n" in line or b"\r" in line[:-1]:
         raise ProxyError("version 1: half a line end")
@@ -186,7 +184,7 @@ class ProxyHeader:
             return
         connection.pending += data
         try:
-            header = take_header(connection.pending)
+            header = take_header(connection.pending)            # (address, size)
         except ProxyError as error:
             log.debug("PROXY header: %s", error)
             self.acceptor.counts.proxy_refused += 1
@@ -194,9 +192,8 @@ class ProxyHeader:
             return
         if header is None:
             connection.transport.receive(connection, multishot=False)
-            return
-        peer, size = header
-        self.acceptor.on_proxied(connection, peer, connection.pending[size:])
+        else:
+            self.acceptor.on_proxied(connection, header[0], connection.pending[header[1]:])
 
 
 # --- connections passed by another process

@@ -37,7 +37,6 @@ class Reply(NamedTuple):
 
     @property
     def close(self):
-        """Whether the connection ends with it."""
         return self.connection == b"close"
 
 
@@ -179,8 +178,7 @@ class Redirector:
     """Answers every request on the plain listener beside an HTTPS one with its address on `port` over HTTPS.
 
     read_challenge: gives the content for a challenge's token (bytes), or None where there is none. It is called each
-    time, since challenges come and go. Without it they are redirected like all else.
-    """
+    time, since challenges come and go. Without it they are redirected like all else."""
 
     def __init__(self, port, read_challenge=None):
         self.port = b"" if port == 443 else b":%d" % port

@@ -84,7 +84,8 @@ def without_body(request, stream):
     fields = request.fields
     if not request.has_body:
         return request, stream
-    refused = fields.expect is not None and RESPONDER.reply(request).status >= 400
+    reply = RESPONDER.reply(request)
+    refused = fields.expect is not None and not isinstance(reply, FullResponse) and reply.status >= 400
     if fields.content_length > http1.MAX_BODY or refused:
         return request._replace(connection=b"close"), b""
     body = Body(fields)

@@ -40,7 +40,7 @@ class Fields(NamedTuple):
     keep_alive: bool                # Connection: keep-alive (HTTP/1.0)
     transfer_encoding: bytes | None
     content_length: int
-    expect: bytes | None
+    expect: bytes | None            # b"100-continue", or what else is expected as it stands; None: nothing
     codings: frozenset              # acceptable content codings among "", br, zstd, gzip ("" is identity)
     conditional: bool               # whether any of the fields below is there
     if_match: bytes | None
@@ -227,15 +227,23 @@ def parse_fields(block):
         raise HttpError(400, "malformed Host")
     if coding is not None and length is not None:
         raise HttpError(400, "both Transfer-Encoding and Content-Length")
-    options = connection_options(connection or b"")
-    return Fields(host, b"close" in options, b"keep-alive" in options, coding, parse_length(length), expect,
-                  acceptable_codings(accept), any(value is not None for value in conditions), *conditions)
+    options = list_members(connection or b"")           # RFC 9110 section 7.6.1
+    return Fields(host, b"close" in options, b"keep-alive" in options, coding, parse_length(length),
+                  parse_expect(expect), acceptable_codings(accept), any(value is not None for value in conditions),
+                  *conditions)
 
 
 @lru_cache(MEMO_VALUES)
-def connection_options(value):
-    """The connection options that a Connection field value names, in lower case (RFC 9110 section 7.6.1)."""
-    return frozenset(option.strip(b"\t ").lower() for option in value.split(b","))
+def list_members(value):
+    """The distinct members of a list field value, in lower case and without empty ones (RFC 9110 section 5.6.1)."""
+    return frozenset(member.strip(b"\t ").lower() for member in value.split(b",")) - {b""}
+
+
+def parse_expect(value):
+    """Fields.expect of an Expect field value (RFC 9110 section 10.1.1)."""
+    if value is None or not (members := list_members(value)):
+        return None
+    return b"100-continue" if members == {b"100-continue"} else value
 
 
 BLOCKS: dict[bytes, Fields] = {}

@@ -236,6 +236,9 @@ UNWANTED = {
     "Expect of what is not there": stream(
         SIZE, b"Expect: 100-continue", body=SMUGGLED, statuses=(404,), target=b"/gone?o0000"),
     "Expect of something else": stream(SIZE, b"Expect: 100-continued", body=SMUGGLED, statuses=(417,)),
+    "Expect in two fields": stream(SIZE, b"Expect: 100-continue", b"Expect: 100-continue", body=SMUGGLED),
+    "Expect after an empty member": stream(SIZE, b"Expect: ,100-continue", body=SMUGGLED),
+    "Expect of nothing": stream(SIZE, b"Expect: ,", body=SMUGGLED),
     "Expect twice": stream(SIZE, b"Expect: 100-continue", b"Expect: x", body=SMUGGLED, statuses=(417,)),
     "Expect on a second line": refused(SIZE, b"Expect:\r\n 100-continue"),
     "Expect in HTTP/1.0": hidden(SIZE, b"Expect: 100-continue", body=SMUGGLED, version=b"HTTP/1.0"),

@@ -132,7 +132,12 @@ ACCEPTED = {
     "Range alone": (head(b"Range: bytes=0-"), {"range": b"bytes=0-", "conditional": True}),
     "a field given twice is a list": (
         head(b"If-Match: 1", b"X: y", b"If-Match: 2"), {"if_match": b"1, 2", "conditional": True}),
-    "Expect": (head(b"Expect: 100-continue"), {"expect": b"100-continue"}),
+    **{f"Expect {values!r}": (head(*(b"Expect: " + value for value in values)), {"expect": b"100-continue"})
+       for values in ([b"100-continue"], [b"100-Continue"], [b", 100-continue"], [b"100-continue, ,"],
+                      [b"100-continue"] * 2, [b"100-continue,100-CONTINUE"], [b"", b"100-continue"])},
+    **{f"Expect nothing {values!r}": (head(*(b"Expect: " + value for value in values)), {})
+       for values in ([b""], [b","], [b" ,\t, "], [b"", b""])},
+    "Expect something else": (head(b"Expect: 100-continue, a-miracle"), {"expect": b"100-continue, a-miracle"}),
     "Accept-Encoding": (head(b"Accept-Encoding: br"), {"codings": {"", "br"}}),
     "Accept-Encoding twice": (head(b"Accept-Encoding: br", b"Accept-Encoding: gzip;q=0, zstd"),
                               {"codings": {"", "br", "zstd"}}),
@@ -140,6 +145,9 @@ ACCEPTED = {
     "close": (head(b"Connection: close"), {"connection": b"close", "close": True}),
     "close in capitals": (head(b"Connection: CLOSE"), {"connection": b"close", "close": True}),
     "close in a list": (head(b"Connection: a ,\tclose,b"), {"connection": b"close", "close": True}),
+    **{f"close {value!r}": (head(b"Connection: " + value), {"connection": b"close", "close": True})
+       for value in (b", close", b"close, ,", b",,close,,", b"close, close", b"\t,\tclose\t,")},
+    "empty options alone": (head(b"Connection: , ,"), {}),
     "close in a second field": (head(b"Connection: a", b"Connection: close"), {"connection": b"close", "close": True}),
     "an option that holds close": (head(b"Connection: closed, not close"), {}),
     "keep-alive in HTTP/1.1 goes without saying": (head(b"Connection: keep-alive"), {"keep_alive": True}),
@@ -495,6 +503,8 @@ ACCEPT = {
     **dict.fromkeys((
         b"gzip;q=2", b"gzip;q=1.001", b"gzip;q=0.0000", b"gzip;q=-1", b"gzip;q=", b"gzip;", b"gzip;q=x", b"gzip;q = 1",
         b"gzip q=1", b"gzip;level=9", b"gzip;q=1;q=0", b"(gzip)", b"gzip;q=.5", b"gzip;q=1e0", b"gzip br"), {""}),
+    b",gzip": {"", "gzip"}, b"gzip,": {"", "gzip"}, b", ,\tgzip;q=0.5 ,, br,": {"", "gzip", "br"},
+    b"gzip, gzip": {"", "gzip"}, b"gzip;q=0,,gzip;q=0": {""}, b",identity;q=0,": set(),
     b"gzip;q=9, br": {"", "br"}, b"br, \xff, gzip": {"", "br", "gzip"},
 }
 

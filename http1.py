@@ -7,6 +7,7 @@ that nothing in front of this server can disagree with it about where a request 
 
 import calendar
 import re
+import socket
 import time
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -73,7 +74,9 @@ PLAIN_LINE = re.compile(rb"(%b) (/[!-\"$&->@-~]*+)(\?[!-\"$-~]*+)? HTTP/1\.1\r\n
 FIELD_LINE = re.compile(rb"%b:[\t -~\x80-\xff]*+" % TOKEN)                                        # RFC 9112 section 5
 FIELD_BLOCK = re.compile(rb"(?:%b\r\n)*\r\n" % FIELD_LINE.pattern)
 NOT_CRLF = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0")                                               # RFC 9112 section 2.2
-HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
+REG_NAME = rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*"                                 # RFC 3986 section 3.2.2
+IP_LITERAL = rb"\[(?:([0-9A-Fa-f:.]+)|[Vv][0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+)\]"
+HOST = re.compile(rb"(?:%b|%b)(?::[0-9]*)?" % (IP_LITERAL, REG_NAME))
 ABSOLUTE = re.compile(rb"https?://([^/]*)(.*)", re.IGNORECASE)                                    # RFC 9112 section 3.2
 SLASH = ord("/")
 BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
@@ -160,12 +163,28 @@ def check_transfer_encoding(value, minor):
         raise HttpError(501, "no transfer coding but chunked is known here")
 
 
+@lru_cache(MEMO_VALUES)
+def is_host(value):
+    """Whether `value` is a host, which may be empty, and perhaps a port (RFC 9110 section 7.2)."""
+    host = HOST.fullmatch(value)
+    return host is not None and (host[1] is None or is_ipv6(host[1]))
+
+
+def is_ipv6(value):
+    """Whether `value` is an IPv6 address without a zone, as RFC 3986 section 3.2.2 spells it."""
+    try:
+        socket.inet_pton(socket.AF_INET6, value.decode())
+    except OSError:
+        return False
+    return True
+
+
 def parse_target(method, target, query):
     """(path, host or None) of a request target that is no path itself (RFC 9112 section 3.2). Raises HttpError."""
     if target == b"*" and not query and method == b"OPTIONS" or method == b"CONNECT":
         return b"*", None
     absolute = ABSOLUTE.fullmatch(target)
-    if not absolute or absolute[1][:1] in (b"", b":") or not HOST.fullmatch(absolute[1]):
+    if not absolute or absolute[1][:1] in (b"", b":") or not is_host(absolute[1]):
         raise HttpError(400, "the request target is neither a path nor an http URI")
     if method == b"OPTIONS" and not absolute[2] and not query:
         return b"*", absolute[1]
@@ -223,7 +242,7 @@ def parse_fields(block):
             value = found[i] + b", " + value        # RFC 9110 section 5.3; what is no list becomes unreadable: ignored
         found[i] = value
     host, connection, coding, length, expect, accept, *conditions = found
-    if host is not None and not HOST.fullmatch(host):
+    if host is not None and not is_host(host):
         raise HttpError(400, "malformed Host")
     if coding is not None and length is not None:
         raise HttpError(400, "both Transfer-Encoding and Content-Length")

@@ -108,6 +108,8 @@ REFUSED = {
     "Host with a space": (get(host=b"Host: a b\r\n"), 400),
     "Host with a user": (get(host=b"Host: u@t\r\n"), 400),
     "Host with a port that is none": (get(host=b"Host: t:http\r\n"), 400),
+    "Host with an address that is none": (get(host=b"Host: [1:2]\r\n"), 400),
+    "absolute-form with an address that is none": (get(target=b"http://[::1::2]/next"), 400),
     "Host with half a bracket": (get(host=b"Host: [::1\r\n"), 400),
     # body framing
     "Content-Length twice": (get(b"Content-Length: 5", b"Content-Length: 6", body=b"12345"), 400),

@@ -162,6 +162,10 @@ ACCEPTED = {
     "Host as IPv4": (head(host=b"Host: 127.0.0.1:80"), {"host": b"127.0.0.1:80"}),
     "Host as IPv6": (head(host=b"Host: [2001:dB8::1]"), {"host": b"[2001:dB8::1]"}),
     "Host as IPv6 with a port": (head(host=b"Host: [::ffff:1.2.3.4]:80"), {"host": b"[::ffff:1.2.3.4]:80"}),
+    **{f"Host {value!r}": (head(host=b"Host: " + value), {"host": value}) for value in (
+        b"[::]", b"[::]:", b"[1::]", b"[1:2:3:4:5:6:7:8]", b"[1:2:3:4:5:6:7::]", b"[::2:3:4:5:6:7:8]:80",
+        b"[1:2:3:4:5:6:1.2.3.4]", b"[0001::ABCD]", b"[v1.x]", b"[VfF.a:b:!]:80")},
+    "Host with a dot at its end": (head(host=b"Host: t.:80"), {"host": b"t.:80"}),
     "Host with every character a name may have": (
         head(host=b"Host: aZ0-._~!$&'()*+,;=%2f"), {"host": b"aZ0-._~!$&'()*+,;=%2f"}),
     # body framing
@@ -292,6 +296,13 @@ FIELDS = {name: (raw, 400) for name, raw in {
     "a control character in a name": head(b"X\x01: 1"),
 }.items()}
 
+NO_ADDRESSES = [b"[%b]" % value for value in (
+    b":", b".", b"1", b"1:2", b"::1::2", b":::", b"12345::", b"00001::", b"1:2:3:4:5:6:7:8:9", b"1:2:3:4:5:6:7",
+    b"1:2:3:4:5:6:7:8::", b"1:2:3:4::5:6:7:8", b":1", b"1:", b":1:2:3:4:5:6:7", b"1:2:3:4:5:6:7:", b"ab..cd",
+    b"1.2.3.4", b"::1.2.3", b"::1.2.3.4.5", b"::1.2.3.256", b"::01.2.3.4", b"::1.2.3.4:5", b"1:2:3:4:5:6:7:1.2.3.4",
+    b"::1.2.3.", b"g::", b"v", b"v1", b"v1.", b"v.x", b"vg.x", b"v1.x@", b"v1.[x]", b"v1.%41", b"::1%eth0",
+    b"::1/64", b"[::1]")]
+
 HOSTS = {name: (raw, 400) for name, raw in {
     "no Host": head(host=None),
     "no Host in HTTP/1.2": head(host=None, version=b"HTTP/1.2"),
@@ -303,9 +314,10 @@ HOSTS = {name: (raw, 400) for name, raw in {
     "Host twice in other letters": head(b"HOST: t"),
     **{f"Host: {value!r}": head(host=b"Host: " + value) for value in (
         b"u@t", b"u:p@t", b"t/a", b"t?a", b"t#a", b"t:http", b"t:80:80", b"t:-1", b"a b", b"a\tb", b"[::1", b"::1",
-        b"[::1]x", b"[::1]:x", b"[]", b"[v1.x]", b"[::1%25eth0]", b"t%", b"t%zz", b"%:80",
+        b"[::1]x", b"[::1]:x", b"[]", b"[::1%25eth0]", b"t%", b"t%zz", b"%:80",
         b"t%:80", b"%4:80", b"a\\b", b'"t"', b"<t>", b"\xc3\xa9",
-        b"http://t")},
+        b"http://t", *NO_ADDRESSES)},
+    **{f"absolute-form with {value!r}": head(target=b"http://%b/" % value) for value in NO_ADDRESSES},
     "a bad Host in HTTP/1.0": head(host=b"Host: u@t", version=b"HTTP/1.0"),
 }.items()}
 

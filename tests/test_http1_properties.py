@@ -4,10 +4,12 @@ The examples are the same on every run. TARWEB_EXAMPLES=100000 looks further, at
 """
 
 import calendar
+import ipaddress
+import itertools
 import os
 import re
 import time
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes, urljoin, urlsplit
 
 import h11
 from hypothesis import example, given, settings
@@ -123,8 +125,27 @@ def is_host(value):
     if port.strip(b"0123456789"):
         return False
     if name[:1] == b"[":
-        return name[-1:] == b"]" and len(name) > 2 and not name[1:-1].strip(b"0123456789abcdefABCDEF:.")
+        return name[-1:] == b"]" and is_address(name[1:-1].decode("latin-1"))
     return not re.search(rb"[^\w.~!$&'()*+,;=-]", re.sub(rb"%[\da-fA-F]{2}", b"", name))
+
+
+def is_address(text):
+    """RFC 3986 section 3.2.2: IPv6address, which has no zone, or IPvFuture."""
+    try:
+        return "%" not in text and ipaddress.IPv6Address(text) is not None
+    except ValueError:
+        return re.fullmatch(r"[vV][\da-fA-F]+\.[a-zA-Z\d._~!$&'()*+,;=:-]+", text) is not None
+
+
+def escaped(target):
+    """`target` with the bytes above 0x7F percent-encoded."""
+    return quote_from_bytes(target, bytes(range(0x80))).encode()
+
+
+def with_escaped_target(raw):
+    """`raw` with the bytes above 0x7F in its request target percent-encoded: h11 wants that."""
+    line = re.match(rb"([!-~]+ )([!-~\x80-\xff]+) HTTP/\d\.\d\r?\n", raw)
+    return line[1] + escaped(line[2]) + raw[line.end(2):] if line else raw
 
 
 def is_target(method, target):

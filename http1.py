@@ -11,6 +11,7 @@ import socket
 import time
 from functools import lru_cache, partial
 from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
 
 MAX_HEAD = 16 * 1024       # bytes of request line and header fields: browsers with many cookies send about 8 KiB
 MAX_LINE = 8 * 1024        # bytes of request line: RFC 9112 section 3 recommends 8000 at least
@@ -56,8 +57,8 @@ class Request(NamedTuple):
     """One request head. A body follows it when `has_body`."""
 
     method: bytes
-    path: bytes                     # decoded, dot segments removed; b"*" for OPTIONS *; b"" names nothing that exists
-    query: bytes                    # raw, with its "?", or b""
+    path: bytes                     # decoded, dot segments removed: begins with a slash; or b"*" for OPTIONS *
+    query: bytes                    # not decoded, visible ASCII, with its "?", or b""
     connection: bytes               # what the response says: b"" (persist), b"close", b"keep-alive" (HTTP/1.0)
     has_body: bool
     fields: Fields
@@ -80,7 +81,7 @@ HOST = re.compile(rb"(?:%b|%b)(?::[0-9]*)?" % (IP_LITERAL, REG_NAME))
 ABSOLUTE = re.compile(rb"https?://([^/]*)(.*)", re.IGNORECASE)                                    # RFC 9112 section 3.2
 SLASH = ord("/")
 BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
-ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+SLASHES = re.compile(rb"//+")
 
 
 def skip_empty_lines(buffer):
@@ -194,15 +195,13 @@ def parse_target(method, target, query):
 def decode_path(path):
     """`path` percent-decoded once, then without dot segments (RFC 3986 section 5.2.4). Raises HttpError.
 
-    Decoding comes first, so that %2e%2e is a dot segment like any other. An encoded slash is not a
-    separator and no name in an archive holds one: such a path names nothing, which b"" stands for.
+    Decoding comes first, so %2e%2e is a dot segment and %2F a slash like any other: npm asks for /@scope%2Fname and
+    means the file "name" in the folder "@scope".
     """
     if b"%" in path:
         if BAD_PERCENT.search(path):
             raise HttpError(400, "bad percent-encoding in the path")
-        if b"%2f" in path.lower():
-            return b""
-        path = ESCAPE.sub(lambda escape: bytes((int(escape[1], 16),)), path)
+        path = unquote_to_bytes(path)
     return remove_dot_segments(path) if b"/." in path else path
 
 
@@ -218,6 +217,14 @@ def remove_dot_segments(path):
     if segments[-1] in (b".", b".."):
         kept.append(b"")
     return b"/" + b"/".join(kept)
+
+
+def merge_slashes(path):
+    """`path` with one slash where there are several in a row, so a redirect to it stays on this host.
+
+    Percent-encode it for that: browsers take a backslash for a slash and drop tabs and line ends.
+    """
+    return SLASHES.sub(b"/", path)
 
 
 # --- header fields

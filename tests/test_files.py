@@ -25,10 +25,10 @@ FOUND = {
 }
 
 NOT_FOUND = [
-    "/nowhere", "/nowhere/", "/dir%2Fpage.html", "/dir%2fpage.html", "/..%2fnext", "/dir/..%2f..%2fnext",
+    "/nowhere", "/nowhere/", "/dir%2Fnowhere", "/..%2fdir%2fnext", "/..%2f..%2fetc%2fpasswd", "/dir%252Fpage.html",
     "/..%5cnext", "/next/", "/index.html/", "/Next", "/literal%41.txt", "/next%20", "/%ff%fe", "/etc/passwd",
     "/../../../../../../etc/passwd", "/%2e%2e/%2e%2e/%2e%2e/etc/passwd", "/dir/../../../etc/passwd",
-    "/.%252e/next", "/100%25%2Fr%C3%A9sum%C3%A9%20(1)%3F.txt", "/dir/page.html%0d%0aX-Evil:%201",
+    "/.%252e/next", "/dir/page.html%0d%0aX-Evil:%201",
 ]
 
 

@@ -82,7 +82,9 @@ ACCEPTED = {
     "dot segments": (head(target=b"/a/./b/../c"), {"path": b"/a/c"}),
     "encoded dot segments": (head(target=b"/a/%2e/b/%2E./c"), {"path": b"/a/c"}),
     "dots above the root": (head(target=b"/../../x"), {"path": b"/x"}),
-    "an encoded slash names nothing": (head(target=b"/a%2Fb"), {"path": b""}),
+    "an encoded slash is a slash": (head(target=b"/@scope%2Fname"), {"path": b"/@scope/name"}),
+    "encoded slashes in a row stay": (head(target=b"/a%2f/b"), {"path": b"/a//b"}),
+    "dot segments between encoded slashes": (head(target=b"/a%2F..%2F..%2Fb"), {"path": b"/b"}),
     "an encoded percent sign is decoded once": (head(target=b"/%252e%252e/a"), {"path": b"/%2e%2e/a"}),
     "an encoded question mark belongs to the path": (head(target=b"/a%3Fb"), {"path": b"/a?b"}),
     # RFC 9112 section 3.2.2: its host counts, whatever the field says
@@ -472,7 +474,9 @@ ENCODED = {
     b"/%41": b"/A", b"/%c3%A9": b"/\xc3\xa9", b"/%ff": b"/\xff", b"/%0d%0A": b"/\r\n", b"/a%20b": b"/a b",
     b"/%2e": b"/", b"/%2e%2E/": b"/", b"/a/%2e./b": b"/b", b"/a/.%2e/b": b"/b", b"/%2e%2e/%2e%2e/etc": b"/etc",
     b"/%2e%2e%2e": b"/...", b"/a%2eb": b"/a.b", b"/a%2e": b"/a.",
-    b"/%2f": b"", b"/a%2Fb": b"", b"/..%2f..%2fetc": b"", b"/%2F%2e%2e": b"",
+    b"/%2f": b"//", b"/a%2Fb": b"/a/b", b"/a%2f%2Fb": b"/a//b", b"/%2Fb": b"//b", b"/a%2F": b"/a/",
+    b"/..%2f..%2fetc": b"/etc", b"/%2F%2e%2e": b"/", b"/a%2f..": b"/", b"/a%2F.%2Fb": b"/a/b",
+    b"/a%2f../%2e%2E%2f": b"/", b"/%2e%2e%2f%2e%2e%2Fetc": b"/etc", b"/a%2e%2f": b"/a./",
     b"/%25": b"/%", b"/%2541": b"/%41", b"/%252f": b"/%2f", b"/%25%32%66": b"/%2f", b"/%5c": b"/\\",
 }
 
@@ -495,6 +499,15 @@ def test_bad_percent_encoding(path):
     with pytest.raises(HttpError) as refused:
         http1.decode_path(path)
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(("path", "merged"), [
+    (b"/", b"/"), (b"/a/b/", b"/a/b/"), (b"//", b"/"), (b"///", b"/"), (b"//evil.example/", b"/evil.example/"),
+    (b"/a//b", b"/a/b"), (b"/a/////b//", b"/a/b/"), (b"//a/b//c", b"/a/b/c"), (b"/\n//\n", b"/\n/\n"),
+    (b"/\\//a", b"/\\/a")])
+def test_slashes_in_a_row_become_one(path, merged):
+    assert http1.merge_slashes(path) == merged
+    assert http1.merge_slashes(merged) == merged
 
 
 # --- Accept-Encoding

@@ -134,12 +134,18 @@ def test_challenges_are_read_only(folder, method):
 
 
 @pytest.mark.parametrize("token", (
-    b"", b"x", b".", b"...", b"x/../y", b"..%2f" + TOKEN, TOKEN + b"/", TOKEN + b".", TOKEN + b"/x", b"~", b"%20",
-    TOKEN + b"%0a", b"a" * 256, b"a" * 1000, b"%ff"))
+    b"", b"x", b".", b"...", b"x/../y", b"x%2f..%2fy", b"%2f" + TOKEN, TOKEN + b"/", TOKEN + b".", TOKEN + b"/x", b"~",
+    b"%20", TOKEN + b"%0a", b"a" * 256, b"a" * 1000, b"%ff"))
 def test_no_such_challenge(folder, token):
     """Never a redirect, and nothing but tokens is looked for."""
     reply = ask(answering(folder), CHALLENGES + token)
     assert (reply.status, location(reply)) == (404, None)
+
+
+@pytest.mark.parametrize("out", (b"../", b"..%2f", b"%2e%2E%2F"))
+def test_what_leads_out_of_the_challenges_is_another_path(folder, out):
+    reply = ask(Redirector(443, folder[0]), CHALLENGES + out + TOKEN)
+    assert (reply.status, location(reply)) == (308, b"https://a.example/.well-known/" + TOKEN)
 
 
 @pytest.mark.parametrize("kind", ("link", "directory", "fifo", "large"))

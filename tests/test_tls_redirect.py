@@ -195,12 +195,13 @@ def test_all_else_is_still_redirected(acme):
 
 
 NO_CHALLENGES = [
-    "", "nowhere", "..%2fsecret", "%2e%2e%2fsecret", "..%2f..%2fsecret", "..%5csecret", "folder", "folder/token",
+    "", "nowhere", "..%5csecret", "folder", "folder/token",
     "folder%2ftoken", "link", "linked/secret", "linked%2fsecret", "fifo", "large", "%00", "token%00", "/token",
     "%2ftoken", ".hidden", "token.txt", "token/", "~root", "t*", "token%0d%0aX-Evil:%201", "\xff", "%ff",
     "a" * 300, "a" * 5000,
 ]
-OUT_OF_THERE = [".", "..", "../secret", "../../secret", "../../../secret", "%2e%2e/secret", "%2E./%2e%2e/secret"]
+OUT_OF_THERE = [".", "..", "../secret", "../../secret", "../../../secret", "%2e%2e/secret", "%2E./%2e%2e/secret",
+                "..%2fsecret", "%2e%2e%2fsecret", "..%2f..%2fsecret"]
 
 
 def test_only_tokens_are_challenges(acme, tmp_path):

@@ -75,6 +75,8 @@ PLAIN_LINE = re.compile(rb"(%b) (/[!-\"$&->@-~]*+)(\?[!-\"$-~]*+)? HTTP/1\.1\r\n
 FIELD_LINE = re.compile(rb"%b:[\t -~\x80-\xff]*+" % TOKEN)                                        # RFC 9112 section 5
 FIELD_BLOCK = re.compile(rb"(?:%b\r\n)*\r\n" % FIELD_LINE.pattern)
 NOT_CRLF = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0")                                               # RFC 9112 section 2.2
+RAW_TARGET = re.compile(rb"(%b )([!-~\x80-\xff]++)(?= HTTP/)" % TOKEN)
+ESCAPED = [b"%c" % byte if byte < 0x80 else b"%%%02X" % byte for byte in range(256)]
 REG_NAME = rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*"                                 # RFC 3986 section 3.2.2
 IP_LITERAL = rb"\[(?:([0-9A-Fa-f:.]+)|[Vv][0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+)\]"
 HOST = re.compile(rb"(?:%b|%b)(?::[0-9]*)?" % (IP_LITERAL, REG_NAME))
@@ -131,6 +133,9 @@ def parse_head(head):
     """The Request that `head` (bytes up to and with the empty line) asks. Raises HttpError."""
     line = REQUEST_LINE.match(head)
     if not line:
+        head = escape_target(head)
+        line = REQUEST_LINE.match(head)
+    if not line:
         raise HttpError(400, "malformed request line")
     method, path, query, major, minor = line.groups()
     if major != b"1":
@@ -162,6 +167,12 @@ def check_transfer_encoding(value, minor):
         raise HttpError(400, "Transfer-Encoding must be chunked, and HTTP/1.1")
     if len(codings) > 1:
         raise HttpError(501, "no transfer coding but chunked is known here")
+
+
+def escape_target(head):
+    """`head` with the bytes above 0x7F in its request target percent-encoded: some clients leave that out."""
+    start = RAW_TARGET.match(head)
+    return start[1] + b"".join(map(ESCAPED.__getitem__, start[2])) + head[start.end():] if start else head
 
 
 @lru_cache(MEMO_VALUES)

@@ -22,6 +22,16 @@ FOUND = {
     "/dir/.": "dir/index.html",
     "/dir/..": "index.html",
     "/style.css.gz": "style.css.gz",
+    # an encoded slash is a slash, before dot segments are removed
+    "/dir%2Fpage.html": "dir/page.html",
+    "/dir%2fpage.html": "dir/page.html",
+    "/dir%2F": "dir/index.html",
+    "/100%25%2Fr%C3%A9sum%C3%A9%20(1)%3F.txt": "100%/r\u00e9sum\u00e9 (1)?.txt",
+    "/..%2fnext": "next",
+    "/dir/..%2f..%2fnext": "next",
+    # bytes above 0x7F count as if they were percent-encoded
+    "/100%25/r\xc3\xa9sum%C3\xa9%20(1)%3F.txt": "100%/r\u00e9sum\u00e9 (1)?.txt",
+    "/with%20space/d%c3%a9j\xc3\xa0/?q=\xd0\xbf": "with space/d\u00e9j\u00e0/index.html",
 }
 
 NOT_FOUND = [
@@ -99,6 +109,7 @@ def test_of_two_members_with_one_name_the_last_is_served(start, tmp_path):
     ("/dir?a=b&c=/d", "/dir/?a=b&c=/d"),
     ("/./nowhere/../dir", "/dir/"),
     ("/with%20space/d%C3%A9j%C3%A0", "/with%20space/d%C3%A9j%C3%A0/"),
+    ("/with%20space/d\xc3\xa9j\xc3\xa0?\xc3\xa9", "/with%20space/d%C3%A9j%C3%A0/?%C3%A9"),
 ])
 def test_a_directory_without_its_slash_is_redirected(server, method, target, location):
     response = server.fetch(target, method)

@@ -35,6 +35,10 @@ def location(reply):
     (443, b"a.example", b"/?", b"https://a.example/?"),
     (443, b"a.example", b"/a%20b/%C3%A4", b"https://a.example/a%20b/%C3%A4"),
     (443, b"a.example", b"/%0d%0aX:%20y", b"https://a.example/%0D%0AX:%20y"),
+    (443, b"a.example", b"/@a%2Fb/%C3%A4?\xe4", b"https://a.example/@a/b/%C3%A4?%E4"),
+    (443, b"a.example", b"/\xc3\xa4", b"https://a.example/%C3%A4"),
+    (443, b"a.example", b"/%2fb.example/", b"https://a.example//b.example/"),
+    (443, b"[v1.x]:80", b"/", b"https://[v1.x]/"),
     (443, b"a.example", b"//b.example/", b"https://a.example//b.example/"),
     (443, b"a.example", b"http://a.example/x", b"https://a.example/x"),
 ))

@@ -181,6 +181,7 @@ BODY_REASONS = {  # why tarweb refuses a body that h11 reads: stricter() has the
 }
 LENIENT = {  # what tarweb reads and h11 does not
     "a blank before a chunk extension (RFC 9112 section 7.1.1 allows it)": SPACE_BEFORE_EXTENSION.pattern,
+    "bytes over 127 in a target (they count as if percent-encoded)": rb"^[!-~]+ [!-~]*[\x80-\xff]",
     "framing fields in a trailer (RFC 9110 section 6.5.1: ignored)":
         rb"(?i)\n0+(;[^\n]*)?\r\n([^\n]+\r\n)*(content-length|transfer-encoding|host)[ \t]*:",
 }

@@ -94,7 +94,7 @@ class AccessLog:
     def fields(self, block):
         """(host, the end of a line) for a header block: the same for all that a given client asks."""
         fields = b"\r\n" + block
-        host, *others = (match[1] if (match := pattern.search(fields)) else None for pattern in FIELDS)
+        host, *others = [match[1] if (match := pattern.search(fields)) else None for pattern in FIELDS]
         if self.json:
             return (b',"host":%b' % quoted(host, 260),
                     b',"referer":%b,"agent":%b}\n' % tuple(quoted(value, MAX_FIELD) for value in others))

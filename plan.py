@@ -115,7 +115,7 @@ class Plan:
         self.total = sum(length for _, length in segments)
         self.content = self.total - status_head[1] - len(header)        # bytes behind the header
         self.segments = segments if self.total > self.send_size else None
-        linux.write_message(self.memory, self.address, [*first_piece(segments, self.send_size)])
+        linux.write_message(self.memory, self.address, first_piece(segments, self.send_size))
         self.close = reply.close
         self.plaintext = self.dated = None      # its Plaintext, and the Date in that, where OpenSSL encrypts it
         # What the first send returns when nothing more is to be done: then the connection waits for a request.
@@ -127,7 +127,7 @@ class Plan:
 
     def piece(self, sent):
         """The segments of what is sent next, after `sent` bytes."""
-        return [self.locate(sent)] if sent else [*first_piece(self.spans(), self.send_size)]
+        return [self.locate(sent)] if sent else first_piece(self.spans(), self.send_size)
 
     def locate(self, sent):
         """(address, length) of what to send after `sent` bytes, at most one piece."""
@@ -140,10 +140,12 @@ class Plan:
 
 def first_piece(segments, room):
     """The segments that lie in the first `room` bytes."""
+    piece = []
     for address, length in segments:
         if room:
-            yield address, min(length, room)
+            piece.append((address, min(length, room)))
             room -= min(length, room)
+    return piece
 
 
 class Memo:

@@ -317,7 +317,10 @@ def position(digits):
 def merge(ranges, start, end):
     """Add (start, end) to `ranges`, joined with all that it overlaps or nearly touches, at the place of the first."""
     near = [other for other in ranges if start <= other[1] + PART_GAP and other[0] <= end + PART_GAP]
-    at = ranges.index(near[0]) if near else len(ranges)
+    if not near:
+        ranges.append((start, end))
+        return
+    at = ranges.index(near[0])
     ranges[:] = [other for other in ranges if other not in near]
     starts, ends = zip(*near, (start, end), strict=True)
     ranges.insert(at, (min(starts), max(ends)))

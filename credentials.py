@@ -321,10 +321,8 @@ class Tls(NamedTuple):
 def prepare_tls(options):
     """The Tls that all generations share. Whether the kernel can encrypt is tried on a connection. Raises OpenSSLError,
     KernelTlsError."""
-    openssl, reason = OpenSSL(), "--ktls=off"
-    ciphers: frozenset[int] = frozenset()
-    if options.ktls != "off":
-        ciphers, reason = probe(not options.no_liburing)
+    openssl = OpenSSL()
+    ciphers, reason = (frozenset(), "--ktls=off") if options.ktls == "off" else probe(not options.no_liburing)
     if options.ktls == "require" and reason:
         raise KernelTlsError(f"--ktls=require: {reason}")
     words = f"in userspace ({openssl.version}): {reason}"

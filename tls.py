@@ -118,9 +118,8 @@ class Engine:
         self.forget_secrets(session)
 
     def forget_secrets(self, session):
-        for memory in (session.secrets, session.keys):
-            if memory:
-                wipe(memory)
+        for memory in filter(None, (session.secrets, session.keys)):
+            wipe(memory)
         session.secrets = session.keys = None
 
     # handshake
@@ -162,8 +161,7 @@ class Engine:
         return plaintext
 
     def suite(self, session):
-        openssl = self.openssl
-        return openssl.SSL_CIPHER_get_protocol_id(openssl.SSL_get_current_cipher(session.ssl))
+        return self.openssl.SSL_CIPHER_get_protocol_id(self.openssl.SSL_get_current_cipher(session.ssl))
 
     # hand-over
 
@@ -190,8 +188,8 @@ class Engine:
             openssl.SSL_get_client_random(session.ssl, ctypes.byref(randoms, 32), 32)
             openssl.SSL_SESSION_get_master_key(openssl.SSL_get_session(session.ssl), secrets, SECRET)
             self.schedule.tls12(send, receive, suite, secrets, randoms.raw, session.sequences)
-        for memory in (self.schedule.scratch, session.secrets):
-            wipe(memory)
+        wipe(self.schedule.scratch)
+        wipe(session.secrets)
         return info_size(SUITES[suite])
 
     def hand_over(self, session):

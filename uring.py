@@ -491,8 +491,7 @@ class PolledRing(Ring):
             self.publish()
 
     def spin(self):
-        words, tail, head = self.words, self.cq_tail, self.head
-        deadline = 0.0
+        words, tail, head, deadline = self.words, self.cq_tail, self.head, 0.0
         while words[tail] == head:
             moment = time.monotonic()
             deadline = deadline or moment + self.busyloop

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import ctypes
 import errno
+import gc
 import hashlib
 import io
 import itertools
@@ -58,6 +59,7 @@ GROWTH = 64                     # and this many times a larger one's size
 def tar(data):
     """They are an archive, of which nothing is outside them, or one sentence says why not; nothing stays open."""
     fd = os.memfd_create("tar")
+    gc.disable()                    # it would close what other targets have left, descriptors below the spare one
     try:
         os.write(fd, data)
         spare = os.dup(fd)
@@ -67,6 +69,7 @@ def tar(data):
         os.close(again)
         assert again == spare, "a descriptor has been left open"
     finally:
+        gc.enable()
         os.close(fd)
 
 

@@ -10,6 +10,7 @@ protocol (Http1 here), which knows what they mean: any of the one goes with any 
 
 import errno
 import logging
+from typing import Any
 
 import http1
 from acceptor import Acceptor, Service
@@ -183,7 +184,8 @@ class Plain:
     send_size = SEND_SIZE
 
     def __init__(self, connections: Connections, library, farewell=None):
-        self.connections, self.library, self.farewell = connections, library, farewell or NoFarewell()
+        self.connections, self.library = connections, library
+        self.farewell: Any = farewell or NoFarewell()
         self.engine, self.counts = connections.engine, connections.counts
 
     def handlers(self):

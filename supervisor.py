@@ -34,6 +34,7 @@ ENDING = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
 HANDLED = {*ENDING, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM}
 BLOCKED = {*HANDLED, signal.SIGUSR2, END_NOW, LOOK_AGAIN}     # while a child has no handlers yet
 STATUS = -1                     # the number of the process that answers the status listener
+LONGEST_WAIT = 3600             # seconds after which secrets of session tickets are looked at, if nothing else is due
 YOUNG = 10                      # seconds: who dies sooner is replaced after a while only
 BACK_OFF = 0.1, 30              # seconds: the first while, and the longest; it doubles each time
 FLUX = 3                        # seconds after a write to an archive that it is looked at again and again
@@ -143,8 +144,9 @@ class Supervisor:
         poller.register(self.pipe, select.POLLIN)
         if self.generation.inotify >= 0 and not self.stopping:
             poller.register(self.generation.inotify, select.POLLIN)
-        soon = [at for at in (*self.due.values(), self.look_at, self.drain_at, self.kill_at) if at is not None]
-        poller.poll(max(0, min(soon) - time.monotonic()) * 1000 + 1 if soon else None)
+        monotonic = time.monotonic()
+        due = [at for at in (*self.due.values(), self.look_at, self.drain_at, self.kill_at) if at is not None]
+        poller.poll(max(0, min(due, default=monotonic + LONGEST_WAIT) - monotonic) * 1000 + 1)
         with contextlib.suppress(BlockingIOError):
             for number in dict.fromkeys(os.read(self.pipe, 4096)):      # each once
                 self.on_signal(number)
@@ -198,6 +200,8 @@ class Supervisor:
             self.tell(signal.SIGKILL)
         if not self.serving and not self.workers:
             self.tell(signal.SIGTERM)
+        if self.generation.tls:             # or this process could tell what the secrets of the past have become
+            self.generation.tls.tickets.advance(time.time())
         if not self.stopping:
             self.look_at_files(monotonic)
         self.report(not self.stopping)

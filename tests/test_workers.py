@@ -13,11 +13,13 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import FILES, PATIENCE, PYTHON, ROOT, TARWEB, Client, request, run_tarweb, wait_until
 from test_lifecycle import refused, running
 
+import supervisor as supervisor_module
 from options import parse_arguments
 from supervisor import Process, Supervisor
 
@@ -617,5 +619,22 @@ def test_there_are_no_more_workers_than_1024(caplog):
     supervisor.processes = {pid: Process(pid, 0, None, None, -1) for pid in range(1024)}
     assert supervisor.fork(None, 0) is None
     assert caplog.messages == ["too many workers are still finishing what they were sending: no new one"]
+    for end in (supervisor.pipe, supervisor.wake_end):
+        os.close(end)
+
+
+def test_the_parent_lets_secrets_of_session_tickets_go_with_time(monkeypatch):
+    """It makes no tickets, but workers that it forks later get what it knows; it looks each hour."""
+    waited, told = [], []
+    poller = SimpleNamespace(register=lambda *_: None, poll=waited.append)
+    monkeypatch.setattr(supervisor_module, "select", SimpleNamespace(poll=lambda: poller, POLLIN=1))
+    supervisor = Supervisor(parse_arguments(["site.tar"], ""), *[None] * 6)
+    tickets = SimpleNamespace(advance=told.append)
+    supervisor.generation = SimpleNamespace(inotify=-1, tls=SimpleNamespace(tickets=tickets), in_flux=lambda: False)
+    supervisor.report = lambda ready: None
+    before = time.time()
+    supervisor.wait()
+    assert 0 < waited[0] <= 1000 * 3600 + 1
+    assert before <= told[0] <= time.time()
     for end in (supervisor.pipe, supervisor.wake_end):
         os.close(end)

@@ -1,13 +1,12 @@
 """The index of a tar: which path stands for which of its bytes. Made once, at start-up; find() is then a dict lookup.
 
     tar.py        reads the tar's headers, holds what each name is, and follows the links between names
-    contents()    hashes what is served (entity tags) and looks whether text is UTF-8
+    contents()    hashes what is served (entity tags) and looks whether text may be called UTF-8
     resources()   puts it together: media types, precompressed variants, directories
 """
 
 import base64
 import bisect
-import codecs
 import hashlib
 import mmap
 import os
@@ -19,7 +18,7 @@ from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
 from linux import cpus
-from media import media_type
+from media import Utf8, media_type
 from tar import CHUNK, Stored, Tree, chunks, members, normal_prefix, open_file, read
 from tar import ArchiveError as ArchiveError  # for whoever opens an archive
 
@@ -194,7 +193,7 @@ def _fill(archive: Archive, prefix: str, etags: bool) -> None:
 class Content(NamedTuple):
     """What reading a file's bytes tells."""
     etag: bytes
-    utf8: bool
+    utf8: bool              # whether it is text that may be called UTF-8
 
 
 UNREAD = Content(b"", True)     # without reading, text is taken for UTF-8
@@ -203,7 +202,7 @@ UNREAD = Content(b"", True)     # without reading, text is taken for UTF-8
 class Job(NamedTuple):
     offset: int
     length: int
-    text: bool
+    text: bytes             # its media type where that has a charset, else b""
 
 
 def contents(fd: int, path: str, paths: dict[bytes, Stored]) -> dict[int, Content]:
@@ -223,9 +222,9 @@ def _jobs(paths: dict[bytes, Stored]) -> list[Job]:
     """One for each file, in the tar's order; text if any of its names says so."""
     jobs: dict[int, Job] = {}
     for path, stored in paths.items():
-        text = media_type(path).is_text
-        if text or stored.offset not in jobs:
-            jobs[stored.offset] = Job(stored.offset, stored.length, text)
+        kind = media_type(path)
+        if kind.is_text or stored.offset not in jobs:
+            jobs[stored.offset] = Job(stored.offset, stored.length, kind.value if kind.is_text else b"")
     return sorted(jobs.values())
 
 
@@ -249,39 +248,18 @@ def _read_batch(fd: int, path: str, batch: list[Job]) -> list[Content]:
     return [_content([data[job.offset - start:job.offset - start + job.length]], job.text) for job in batch]
 
 
-def _content(chunks: Iterable[bytes], text: bool) -> Content:
+def _content(chunks: Iterable[bytes], text: bytes) -> Content:
     """Entity tag: SHA-256's first 96 bits, a strong validator (RFC 9110 section 8.8.1) as equal bytes alone share it.
 
     SHA-256 because CPUs have instructions for it: there it is more than twice as fast as BLAKE2.
     """
-    digest, encoding = hashlib.sha256(), Utf8() if text else None
+    digest, encoding = hashlib.sha256(), Utf8(text) if text else None
     for chunk in chunks:
         digest.update(chunk)
         if encoding:
             encoding.feed(chunk)
     etag = b'"' + base64.urlsafe_b64encode(digest.digest()[:12]) + b'"'
     return Content(etag, encoding is not None and encoding.finish())
-
-
-class Utf8:
-    """Whether the chunks fed to it are UTF-8 (RFC 3629)."""
-
-    def __init__(self):
-        self.valid = True
-        self.decoder = codecs.getincrementaldecoder("utf-8")()
-
-    def feed(self, chunk: bytes, final: bool = False) -> None:
-        within_character = self.decoder.getstate()[0]
-        if not self.valid or (chunk.isascii() and not within_character):
-            return                              # most chunks: isascii() is far cheaper than decoding
-        try:
-            self.decoder.decode(chunk, final)
-        except UnicodeDecodeError:
-            self.valid = False
-
-    def finish(self) -> bool:
-        self.feed(b"", final=True)
-        return self.valid
 
 
 # --- Resources

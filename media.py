@@ -1,9 +1,11 @@
-"""Media types by file name (RFC 9110 section 8.3, RFC 6838).
+"""Media types by file name (RFC 9110 section 8.3, RFC 6838), and whether text may be called UTF-8.
 
 The same name gets the same type on every host and with every Python: the table below is all there is. It was compared
 with those of IANA, Apache httpd and nginx. Where they differ, the type that clients act upon is taken.
 """
 
+import codecs
+import re
 from typing import NamedTuple
 
 
@@ -335,3 +337,83 @@ def media_type(name: bytes) -> MediaType:
     """The type for a file's name, or its whole path, by the last extension: a name's leading dots begin none."""
     stem, _, extension = name.rpartition(b"/")[2].lstrip(b".").rpartition(b".")
     return _TABLE.get(extension.lower(), _UNKNOWN) if stem else _UNKNOWN
+
+
+# --- Charset
+
+# Bytes in which a document may declare its encoding: HTML's standard has it so ("prescan a byte stream"), and CSS's
+# (css-syntax-3, "determine the fallback encoding"). XML's declaration is the first thing there is.
+PRESCAN = 1024
+UTF8_LABELS = (b"utf-8", b"utf8", b"unicode-1-1-utf-8", b"unicode11utf8", b"unicode20utf8", b"x-unicode20utf8")
+XML = re.compile(rb"""<\?xml\s[^>]*?encoding\s*=\s*["']([^"'>]*)""")
+CSS = re.compile(rb'@charset "([^"]*)";')
+COMMENT = re.compile(rb"<!--.*?(?:-->|\Z)", re.DOTALL)
+META = re.compile(rb"<meta[\s/]", re.IGNORECASE)
+ATTRIBUTE = re.compile(rb"""[\s/]*([^\s/>=]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"']*)))?""")
+CHARSET = re.compile(rb"""charset\s*=\s*["']?([^\s"';]+)""", re.IGNORECASE)
+
+# What switches to characters of two bytes, or to katakana, in ISO-2022-JP, -KR and -CN (RFC 1468, 1557, 1922). Not
+# "ESC ( B" alone: terminals' ways to end colours have it, too.
+ISO_2022 = re.compile(rb"\x1b(?:\$[@AB]|\$[()*+][A-Z]|\([IJ])")
+
+
+def declared(value: bytes, head: bytes) -> bytes:
+    """The encoding that a document of type `value` which begins with `head` declares, in lower case; b"" for none."""
+    if head.startswith(codecs.BOM_UTF8):        # goes before all that is declared (WHATWG Encoding, "BOM sniff")
+        return b"utf-8"
+    label = _declared_by_meta(head) if value == b"text/html" else b""
+    found = None if label else XML.match(head) or CSS.match(head)
+    return (found[1] if found else label).strip().lower()
+
+
+def _declared_by_meta(head: bytes) -> bytes:
+    """<meta charset=...>, or <meta http-equiv=content-type content="...; charset=...">; b"" for none."""
+    head = COMMENT.sub(b"", head)
+    for meta in META.finditer(head):
+        attributes: dict[bytes, bytes] = {}
+        at = meta.end()
+        while found := ATTRIBUTE.match(head, at):
+            attributes.setdefault(found[1].lower(), found[2] or found[3] or found[4] or b"")
+            at = found.end()
+        if attributes.get(b"charset"):
+            return attributes[b"charset"]
+        content = CHARSET.search(attributes.get(b"content", b""))
+        if content and attributes.get(b"http-equiv", b"").lower() == b"content-type":
+            return content[1]
+    return b""
+
+
+class Utf8:
+    """Whether the chunks fed to it, of a document of type `value`, are UTF-8 (RFC 3629) and nothing says otherwise.
+
+    What says otherwise: another encoding declared in the first PRESCAN bytes; NUL, which UTF-16 and UTF-32 are full of;
+    and the ESC sequences of ISO-2022, whose bytes would be valid UTF-8.
+    """
+
+    def __init__(self, value: bytes):
+        self.value = value
+        self.valid = True
+        self.begun = False
+        self.decoder: codecs.IncrementalDecoder | None = None      # once there is a byte that is not ASCII
+
+    def feed(self, chunk: bytes) -> None:
+        if not self.begun:
+            self.begun = True
+            self.valid = declared(self.value, chunk[:PRESCAN]) in (b"", *UTF8_LABELS)
+        if self.valid and (b"\0" in chunk or b"\x1b" in chunk and ISO_2022.search(chunk)):
+            self.valid = False
+        within_character = self.decoder is not None and self.decoder.getstate()[0]
+        if self.valid and not (chunk.isascii() and not within_character):
+            self._decode(chunk)                 # of few: isascii() is far cheaper
+
+    def _decode(self, chunk: bytes, final: bool = False) -> None:
+        self.decoder = self.decoder or codecs.getincrementaldecoder("utf-8")()
+        try:
+            self.decoder.decode(chunk, final)
+        except UnicodeDecodeError:
+            self.valid = False
+
+    def finish(self) -> bool:
+        if self.valid and self.decoder:
+            self._decode(b"", final=True)
+        return self.valid

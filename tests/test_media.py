@@ -1,4 +1,4 @@
-"""Media types by name: the table, odd names, and independence from the host and from Python's version."""
+"""Media types by name, whatever the host and the version of Python; and which text may be called UTF-8."""
 
 import mimetypes
 import re
@@ -10,7 +10,7 @@ import pytest
 from support import ROOT
 
 import media
-from media import media_type
+from media import PRESCAN, Utf8, declared, media_type
 
 TYPES = [
     ("index.html", "text/html; charset=utf-8"),
@@ -188,3 +188,96 @@ def test_types_are_those_of_nginx():
     ours = table()
     assert {extension for extension, value in theirs.items()
             if ours.get(extension, "application/octet-stream") != value} == NOT_AS_NGINX
+
+
+# --- charset
+
+HTML, XML, CSS = b"text/html", b"application/xml", b"text/css"
+DECLARED = [
+    (HTML, b"<!doctype html><p>", b""),
+    (HTML, b"<meta charset=windows-1251>", b"windows-1251"),
+    (HTML, b"<META\nCharSet = 'Shift_JIS' >", b"shift_jis"),
+    (HTML, b'<meta charset=" UTF-8 "/>', b"utf-8"),
+    (HTML, b"<meta/charset=koi8-r/>", b"koi8-r/"),
+    (HTML, b'<meta name="a>b" charset="big5">', b"big5"),
+    (HTML, b'<meta http-equiv="Content-Type" content="text/html; charset=EUC-KR">', b"euc-kr"),
+    (HTML, b"<meta content='text/html;charset = \"gbk\" ;' http-equiv=content-type>", b"gbk"),
+    (HTML, b'<meta http-equiv=content-type content=text/html>', b""),
+    (HTML, b'<meta name=description content="charset=latin1">', b""),
+    (HTML, b'<meta name=viewport content="width=1"><meta charset=latin1>', b"latin1"),
+    (HTML, b"<!-- <meta charset=latin1> --><meta charset=utf-8>", b"utf-8"),
+    (HTML, b"<!-- <meta charset=latin1>", b""),
+    (HTML, b"<metadata charset=latin1>", b""),
+    (HTML, b"<meta charset=>", b""),
+    (HTML, b"<meta ===\"'charset=x", b""),
+    (HTML, b'<?xml version="1.0" encoding="ISO-8859-2"?><html>', b"iso-8859-2"),
+    (HTML, b'<?xml version="1.0" encoding="ISO-8859-2"?><meta charset=utf-8>', b"utf-8"),
+    (HTML, b"\xef\xbb\xbf<meta charset=latin1>", b"utf-8"),
+    (XML, b'<?xml version="1.0" encoding="windows-1252" standalone="yes"?>', b"windows-1252"),
+    (XML, b"<?xml version='1.0' encoding='UTF-8'?>", b"utf-8"),
+    (XML, b"<?xml version='1.0'?><a encoding='latin1'/>", b""),
+    (XML, b" <?xml version='1.0' encoding='latin1'?>", b""),
+    (XML, b"<meta charset=latin1>", b""),
+    (b"image/svg+xml", b'<?xml version="1.0"\n  encoding = "koi8-r" ?>', b"koi8-r"),
+    (b"application/xhtml+xml", b"<meta charset=latin1>", b""),
+    (CSS, b'@charset "iso-8859-15";', b"iso-8859-15"),
+    (CSS, b"@charset 'latin1';", b""),
+    (CSS, b'p{} @charset "latin1";', b""),
+    (CSS, b'@charset "latin1', b""),
+    (b"text/plain", b"<meta charset=latin1>", b""),
+    (b"text/plain", b"", b""),
+]
+
+
+@pytest.mark.parametrize(("value", "head", "label"), DECLARED)
+def test_what_a_document_declares(value, head, label):
+    assert declared(value, head) == label
+
+
+NOT_UTF8 = [
+    (HTML, b"<meta charset=windows-1251><script src=old.js></script>"),
+    (HTML, b"<!doctype html><meta charset=iso-2022-jp>" + "\u65e5\u672c".encode("iso-2022-jp")),
+    (XML, b"<?xml version='1.0' encoding='us-ascii'?><a/>"),
+    (XML, "<?xml version='1.0' encoding='UTF-16LE'?><a/>".encode("utf-16-le")),
+    (XML, "<?xml version='1.0' encoding='UTF-16BE'?><a/>".encode("utf-16-be")),
+    (CSS, b'@charset "windows-1252"; p::after { content: "x" }'),
+    (b"text/plain", "plain".encode("utf-16")),
+    (b"text/plain", "plain".encode("utf-32-be")),
+    (b"text/plain", "\u65e5\u672c\n".encode("iso-2022-jp")),
+    (b"text/plain", b"\x1b(I6E\x1b(B\n"),
+    (b"text/plain", "\ud55c\uad6d\n".encode("iso-2022-kr")),
+    (b"text/plain", "\u00e9".encode("latin-1")),
+    (b"text/plain", b"\xe2\x82"),
+]
+UTF8 = [
+    (HTML, b""),
+    (HTML, b"<meta charset=utf8>" + "\u20ac".encode()),
+    (HTML, b'<meta http-equiv=content-type content="text/html; charset=UTF-8">'),
+    (HTML, b" " * PRESCAN + b"<meta charset=latin1>"),
+    (HTML, b"\xef\xbb\xbf<meta charset=latin1>"),
+    (XML, b"<?xml version='1.0' encoding='UTF-8'?><a/>"),
+    (CSS, b'@charset "utf-8";'),
+    (b"text/plain", b"\x1b[1;31mred\x1b(B\x1b[m"),             # colours of a terminal
+    (b"text/javascript", "var euro = '\u20ac'".encode()),
+]
+
+
+@pytest.mark.parametrize("size", [1, 3, 1 << 20])
+@pytest.mark.parametrize(("value", "data", "expected"), [*((*case, False) for case in NOT_UTF8),
+                                                         *((*case, True) for case in UTF8)])
+def test_which_text_may_be_called_utf8(value, data, expected, size):
+    """However it is cut, but for the beginning, which is read at once."""
+    utf8 = Utf8(value)
+    for start, end in [(0, PRESCAN), *((at, at + size) for at in range(PRESCAN, len(data), size))]:
+        utf8.feed(data[start:end])
+    assert utf8.finish() == expected
+
+
+def test_all_of_it_counts():
+    head = b"<p>" + b"a" * (1 << 20)
+    for tail, expected in ((b"", True), ("\u20ac".encode(), True), (b"\xe2\x82", False), (b"\0", False),
+                           ("\u65e5".encode("iso-2022-jp"), False)):
+        utf8 = Utf8(HTML)
+        for chunk in (head, b"\xc2", b"\xb5", head, tail):
+            utf8.feed(chunk)
+        assert utf8.finish() == expected, tail

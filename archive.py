@@ -2,7 +2,8 @@
 
     tar.py        reads the tar's headers, holds what each name is, and follows the links between names
     contents()    hashes what is served (entity tags) and looks whether text may be called UTF-8
-    resources()   puts it together: media types, precompressed variants, directories
+    Siblings      which files are others in a content coding, as far as that can be told
+    resources()   puts it together: media types, variants, directories
 """
 
 import base64
@@ -11,22 +12,21 @@ import hashlib
 import mmap
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
+import codings
 from linux import cpus
 from media import Utf8, media_type
-from tar import CHUNK, Stored, Tree, chunks, members, normal_prefix, open_file, read
+from tar import CHUNK, Stored, Tree, chunks, members, normal_prefix, open_file, read, shown
 from tar import ArchiveError as ArchiveError  # for whoever opens an archive
 
 BATCH_FILES = 256           # small files hashed by one task
-
-
-# Siblings that hold a file's bytes in a content coding (RFC 9110 section 8.4.1; zstd: RFC 8878, br: RFC 7932).
-CODINGS = ((b".br", "br"), (b".zst", "zstd"), (b".zstd", "zstd"), (b".gz", "gzip"))
+NOTED_SIBLINGS_MAX = 10     # that are no variants, reported one by one
 
 # RFC 3986 section 3.3: what a path may hold unencoded.
 PATH_SAFE = "/!$&'()*+,;=:@-._~"
@@ -175,15 +175,16 @@ def _fill(archive: Archive, prefix: str, etags: bool) -> None:
     for member in members(archive.path, archive.fd, archive.size):
         tree.add(member)
     paths = tree.paths(normal_prefix(prefix))
-    found = contents(archive.fd, archive.path, paths) if etags else {}
-    archive._index = resources(paths, found, archive.address)
+    siblings = Siblings(paths)
+    found = contents(archive.fd, archive.path, paths, siblings) if etags else {}
+    archive._index = resources(paths, found, siblings, archive.address)
     lengths = {stored.offset: stored.length for stored in paths.values()}
     archive.files, archive.bytes = len(lengths), sum(lengths.values())
     digest = hashlib.sha256()
     for name, stored in paths.items():
         digest.update(b"%b\0%d\0%b\0" % (name, stored.length, found.get(stored.offset, UNREAD).etag))
     archive.digest = digest.hexdigest()[:16]
-    archive.notes = tree.notes()
+    archive.notes = tree.notes() + siblings.notes(etags)
     if not paths:
         archive.notes.append(f"{archive.path} holds no file that can be served: every request gets 404")
 
@@ -194,20 +195,24 @@ class Content(NamedTuple):
     """What reading a file's bytes tells."""
     etag: bytes
     utf8: bool              # whether it is text that may be called UTF-8
+    crc: int                # CRC-32, where there is a sibling to compare it with, else 0
+    ends: bytes             # of such a sibling: its first codings.HEAD bytes and its last codings.TAIL
 
 
-UNREAD = Content(b"", True)     # without reading, text is taken for UTF-8
+UNREAD = Content(b"", True, 0, b"")     # without reading, text is taken for UTF-8
 
 
 class Job(NamedTuple):
     offset: int
     length: int
     text: bytes             # its media type where that has a charset, else b""
+    has_gzip: bool          # whether there is a sibling that says what its CRC-32 should be
+    is_sibling: bool
 
 
-def contents(fd: int, path: str, paths: dict[bytes, Stored]) -> dict[int, Content]:
+def contents(fd: int, path: str, paths: dict[bytes, Stored], siblings: "Siblings") -> dict[int, Content]:
     """Content by offset, for all that is served. Each file is read once, on all CPUs. Raises ArchiveError."""
-    batches = list(_batches(_jobs(paths)))
+    batches = list(_batches(_jobs(paths, siblings)))
     read_batch = partial(_read_batch, fd, path)
     with ThreadPoolExecutor(len(cpus())) as pool:
         try:
@@ -218,13 +223,14 @@ def contents(fd: int, path: str, paths: dict[bytes, Stored]) -> dict[int, Conten
                 for job, content in zip(batch, result, strict=True)}
 
 
-def _jobs(paths: dict[bytes, Stored]) -> list[Job]:
+def _jobs(paths: dict[bytes, Stored], siblings: "Siblings") -> list[Job]:
     """One for each file, in the tar's order; text if any of its names says so."""
     jobs: dict[int, Job] = {}
-    for path, stored in paths.items():
+    for path, (offset, length, _) in paths.items():
         kind = media_type(path)
-        if kind.is_text or stored.offset not in jobs:
-            jobs[stored.offset] = Job(stored.offset, stored.length, kind.value if kind.is_text else b"")
+        if kind.is_text or offset not in jobs:
+            jobs[offset] = Job(offset, length, kind.value if kind.is_text else b"", offset in siblings.with_gzip,
+                               offset in siblings.offsets)
     return sorted(jobs.values())
 
 
@@ -243,28 +249,88 @@ def _batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
 def _read_batch(fd: int, path: str, batch: list[Job]) -> list[Content]:
     start, end = batch[0].offset, batch[-1].offset + batch[-1].length
     if end - start > CHUNK:                     # then it is one large file
-        return [_content(chunks(fd, path, start, end - start), batch[0].text)]
+        return [_content(chunks(fd, path, start, end - start), batch[0])]
     data = read(fd, path, start, end - start)
-    return [_content([data[job.offset - start:job.offset - start + job.length]], job.text) for job in batch]
+    return [_content([data[job.offset - start:job.offset - start + job.length]], job) for job in batch]
 
 
-def _content(chunks: Iterable[bytes], text: bytes) -> Content:
+def _content(chunks: Iterable[bytes], job: Job) -> Content:
     """Entity tag: SHA-256's first 96 bits, a strong validator (RFC 9110 section 8.8.1) as equal bytes alone share it.
 
     SHA-256 because CPUs have instructions for it: there it is more than twice as fast as BLAKE2.
     """
-    digest, encoding = hashlib.sha256(), Utf8(text) if text else None
+    digest, encoding, crc, head, tail = hashlib.sha256(), Utf8(job.text) if job.text else None, 0, b"", b""
     for chunk in chunks:
         digest.update(chunk)
         if encoding:
             encoding.feed(chunk)
+        if job.has_gzip:
+            crc = zlib.crc32(chunk, crc)
+        if job.is_sibling:
+            head, tail = head or chunk[:codings.HEAD], (tail + chunk[-codings.TAIL:])[-codings.TAIL:]
     etag = b'"' + base64.urlsafe_b64encode(digest.digest()[:12]) + b'"'
-    return Content(etag, encoding is not None and encoding.finish())
+    return Content(etag, encoding is not None and encoding.finish(), crc, head + tail)
+
+
+# --- Siblings
+
+class Siblings:
+    """Files beside others whose names say that they hold the others' bytes in a content coding, and which of them do.
+
+    What they say of themselves is compared with the files, which are read anyway; see codings.py. Without reading there
+    are the dates, and that no coding of anything is empty.
+    """
+
+    def __init__(self, paths: dict[bytes, Stored]):
+        self.paths = paths
+        self.of: dict[bytes, list[tuple[bytes, str]]] = {}      # path -> [(sibling's path, coding)]
+        self.bad: list[str] = []
+        for path in paths:
+            stem, _, suffix = path.rpartition(b".")
+            if suffix in codings.SUFFIXES and stem in paths:
+                self.of.setdefault(stem, []).append((path, codings.SUFFIXES[suffix]))
+        named = [(paths[stem].offset, paths[path].offset, coding) for stem, siblings in self.of.items()
+                 for path, coding in siblings]
+        self.with_gzip = {plain for plain, _, coding in named if coding == "gzip"}
+        self.offsets = {sibling for _, sibling, _ in named}
+
+    def good(self, path: bytes, found: dict[int, Content]) -> list[tuple[Stored, str]]:
+        """(sibling, coding) of those of the file at `path` that hold its bytes: the smallest in each coding, smallest
+        first. `found` is empty where nothing has been read."""
+        best: dict[str, Stored] = {}
+        for sibling, coding in sorted(self.of[path], key=lambda one: self.paths[one[0]].length):
+            if why := self._wrong(self.paths[path], self.paths[sibling], coding, found):
+                self.bad.append(f"{shown(sibling[1:])} is not sent for {shown(path[1:])}: it {why}")
+            else:
+                best.setdefault(coding, self.paths[sibling])
+        return [(stored, coding) for coding, stored in best.items()]
+
+    def _wrong(self, plain: Stored, sibling: Stored, coding: str, found: dict[int, Content]) -> str:
+        if not sibling.length:
+            return "is empty"
+        told = False
+        if sibling.offset in found:
+            ends = found[sibling.offset].ends
+            head, tail = ends[:-codings.TAIL], ends[-codings.TAIL:]
+            if why := codings.wrong(coding, head, tail, plain.length, found[plain.offset].crc):
+                return why
+            told = codings.tells_length(coding, head)
+        return "is older" if not told and plain.mtime - sibling.mtime > codings.OLDER else ""
+
+    def notes(self, read: bool) -> list[str]:
+        """Sentences for the operator; `read` is whether anything has been read."""
+        notes = self.bad[:NOTED_SIBLINGS_MAX]
+        if len(self.bad) > NOTED_SIBLINGS_MAX:
+            notes.append(f"{len(self.bad) - NOTED_SIBLINGS_MAX} more files are not sent for those they are beside")
+        if self.of and not read:
+            notes.append("of files like NAME.gz beside NAME only names and dates are checked, not contents, because of "
+                         "--etags=off")
+        return notes
 
 
 # --- Resources
 
-def resources(paths: dict[bytes, Stored], found: dict[int, Content], address: int = 0) -> Index:
+def resources(paths: dict[bytes, Stored], found: dict[int, Content], siblings: Siblings, address: int = 0) -> Index:
     """What each path stands for, in an archive at `address`. `found` is empty when etags are off."""
     index: Index = {}
     for path, (offset, length, mtime) in paths.items():
@@ -272,21 +338,12 @@ def resources(paths: dict[bytes, Stored], found: dict[int, Content], address: in
         kind = media_type(path)
         plain = Representation(address + offset, length, mtime, "", kind.utf8 if content.utf8 else kind.value,
                                content.etag)
-        index[path] = Resource(plain, _variants(path, plain, paths, found, address))
+        variants = tuple([Representation(address + stored.offset, stored.length, stored.mtime, coding, plain.media_type,
+                                         found.get(stored.offset, UNREAD).etag)
+                          for stored, coding in siblings.good(path, found)]) if path in siblings.of else ()
+        index[path] = Resource(plain, variants)
     _add_directories(index)
     return index
-
-
-def _variants(path: bytes, plain: Representation, paths: dict[bytes, Stored],
-              found: dict[int, Content], address: int) -> tuple[Representation, ...]:
-    """The siblings of `path` that hold it in a content coding; of two in the same coding the smaller one."""
-    siblings = [(paths[path + suffix], coding) for suffix, coding in CODINGS if path + suffix in paths]
-    best: dict[str, Representation] = {}
-    for (offset, length, mtime), coding in sorted(siblings, key=lambda sibling: sibling[0].length):
-        if length:                              # nothing at all is no valid stream in any of the codings
-            etag = found.get(offset, UNREAD).etag
-            best.setdefault(coding, Representation(address + offset, length, mtime, coding, plain.media_type, etag))
-    return tuple(best.values())
 
 
 def _add_directories(index: Index) -> None:

@@ -64,6 +64,12 @@ def build_tar(path, files, links=()):
     return path
 
 
+def zstd(size, more):
+    """The header of a zstd frame (RFC 8878) that holds `size` bytes, and `more`: not every Python has a compressor, and
+    the server looks at no more of it."""
+    return b"\x28\xb5\x2f\xfd\xa0" + size.to_bytes(4, "little") + more
+
+
 def _compressed():
     """A stylesheet with one variant for each coding; brotli's is the smallest, gzip's the largest."""
     text = prose(40_000)
@@ -71,8 +77,7 @@ def _compressed():
     return {
         "style.css": text,
         "style.css.gz": gzip.compress(text, 1, mtime=0),
-        # No compressor for zstd in every Python: a sibling is served as it is, so any bytes of the right size will do.
-        "style.css.zst": b"\x28\xb5\x2f\xfd" + noise(len(best) + 16, seed=7),
+        "style.css.zst": zstd(len(text), noise(len(best) + 16, seed=7)),
         "style.css.br": best,
     }
 
@@ -98,7 +103,7 @@ FILES = {
     "larger.txt": b"short",
     "larger.txt.gz": gzip.compress(b"short", mtime=0),
     "zstd.txt": prose(9000),
-    "zstd.txt.zstd": b"\x28\xb5\x2f\xfd" + noise(60, seed=8),
+    "zstd.txt.zstd": zstd(9000, noise(60, seed=8)),
     **_compressed(),
     **{f"n/{i:03}.txt": b"number %d " % i + noise(1000 + 3 * i, seed=1000 + i) for i in range(200)},
 }

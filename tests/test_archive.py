@@ -14,9 +14,11 @@ import time
 import zipfile
 from pathlib import Path
 
+import brotli
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import zstd
 
 import archive as module
 import tar as reading
@@ -25,6 +27,7 @@ from archive import (
     WHOLE_CHECK, Archive, ArchiveError, Layers, Library, Redirect, Representation, Resource, in_memory, open_archive,
 )
 
+PACKED = gzip.compress(b"docs")
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 MTIME = 1_600_000_000
 
@@ -233,7 +236,7 @@ def test_an_archive_without_files_says_so(build):
 # --- Directories
 
 def test_directory_index(build):
-    archive = build(("index.html", b"home"), ("docs/index.html", b"docs"), ("docs/index.html.gz", b"z"))
+    archive = build(("index.html", b"home"), ("docs/index.html", b"docs"), ("docs/index.html.gz", PACKED))
     assert content(archive, b"/") == b"home"
     assert archive.find(b"/docs/") == archive.find(b"/docs/index.html")
     assert [variant.coding for variant in archive.find(b"/docs/").variants] == ["gzip"]
@@ -272,17 +275,23 @@ def test_redirect_locations(build, name, location):
 
 # --- Variants
 
+PLAIN = b"p" * 999
+SIBLINGS = {"br": brotli.compress(PLAIN), "zst": zstd(999, b"z" * 20), "gz": gzip.compress(PLAIN, mtime=0)}
+
+
 def test_variants_are_the_siblings_smallest_first(build):
-    archive = build(("a.css", b"p" * 9), ("a.css.gz", b"g" * 5), ("a.css.br", b"b" * 3), ("a.css.zst", b"z" * 4))
+    archive = build(("a.css", PLAIN), *[(f"a.css.{suffix}", data) for suffix, data in SIBLINGS.items()])
     found = archive.find(b"/a.css")
+    assert sorted(map(len, SIBLINGS.values())) == list(map(len, SIBLINGS.values()))
     assert [(v.coding, archive.read(v)) for v in found.variants] == [
-        ("br", b"bbb"), ("zstd", b"zzzz"), ("gzip", b"ggggg")]
+        ("br", SIBLINGS["br"]), ("zstd", SIBLINGS["zst"]), ("gzip", SIBLINGS["gz"])]
     assert {v.media_type for v in found.variants} == {b"text/css; charset=utf-8"}
     assert len({found.plain.etag, *(v.etag for v in found.variants)}) == 4
+    assert archive.notes == []
 
 
 def test_a_variant_is_also_a_file_of_its_own(build):
-    archive = build(("a.html", b"plain"), member("a.html.gz", b"zz", mtime=77))
+    archive = build(("a.html", PLAIN), member("a.html.gz", SIBLINGS["gz"], mtime=77))
     own, variant = archive.find(b"/a.html.gz").plain, archive.find(b"/a.html").variants[0]
     assert (own.media_type, own.coding) == (b"application/gzip", "")
     assert variant == own._replace(media_type=b"text/html; charset=utf-8", coding="gzip")
@@ -290,15 +299,69 @@ def test_a_variant_is_also_a_file_of_its_own(build):
 
 
 @pytest.mark.parametrize(("siblings", "expected"), [
-    ({"a.zst": b"12", "a.zstd": b"1"}, [("zstd", 1)]),
-    ({"a.zst": b"1", "a.zstd": b"12"}, [("zstd", 1)]),
-    ({"a.zst": b"", "a.zstd": b"12"}, [("zstd", 2)]),
+    ({"a.zst": zstd(999, b"12"), "a.zstd": zstd(999, b"1")}, [("zstd", 10)]),
+    ({"a.zst": zstd(999, b"1"), "a.zstd": zstd(999, b"12")}, [("zstd", 10)]),
+    ({"a.zst": b"", "a.zstd": zstd(999, b"12")}, [("zstd", 11)]),
+    ({"a.zst": zstd(9, b"1"), "a.zstd": zstd(999, b"12")}, [("zstd", 11)]),
     ({"a.gz": b""}, []),
-    ({"b.gz": b"1", "a.GZ": b"1", "a.gz/b": b"1"}, []),
+    ({"b.gz": SIBLINGS["gz"], "a.GZ": SIBLINGS["gz"], "a.gz/b": SIBLINGS["gz"]}, []),
 ])
 def test_which_siblings_count(build, siblings, expected):
-    archive = build(("a", b"plain"), *siblings.items())
+    archive = build(("a", PLAIN), *siblings.items())
     assert [(v.coding, v.length) for v in archive.find(b"/a").variants] == expected
+
+
+BAD_SIBLINGS = {
+    "no gzip": ("gz", b"version https://git-lfs.github.com/spec/v1", 0, "is no gzip file"),
+    "gzip of something else": ("gz", gzip.compress(PLAIN[1:]), 0, "holds other bytes (its CRC-32 or length differs)"),
+    "no zstd": ("zst", b"version https://git-lfs.github.com/spec/v1", 0,
+                "is no zstd file, or one that takes a dictionary"),
+    "zstd of something else": ("zst", zstd(998, b"z"), 0, "holds other bytes (its length differs)"),
+    "zstd that takes much memory": ("zst", b"\x28\xb5\x2f\xfd\0\x89\1\0\0", 0,
+                                    "takes a window of 144 MiB, and browsers allow for 8 (RFC 9659)"),
+    "older zstd of unknown length": ("zst", b"\x28\xb5\x2f\xfd\0\x48\1\0\0", -3, "is older"),
+    "in Breton": ("br", b"Demat (Breton)", 0, "is no brotli file, or holds other bytes"),
+    "older brotli": ("br", brotli.compress(PLAIN), -3, "is older"),
+    "empty": ("br", b"", 0, "is empty"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SIBLINGS)
+def test_a_sibling_that_does_not_hold_the_file_s_bytes_is_passed_over_with_a_note(build, case):
+    suffix, data, seconds, why = BAD_SIBLINGS[case]
+    archive = build(("d/a.js", PLAIN), member(f"d/a.js.{suffix}", data, mtime=MTIME + seconds), ("b", b"b"))
+    assert archive.find(b"/d/a.js").variants == ()
+    assert content(archive, f"/d/a.js.{suffix}".encode()) == data
+    assert archive.notes == [f"'d/a.js.{suffix}' is not sent for 'd/a.js': it {why}"]
+
+
+@pytest.mark.parametrize(("suffix", "seconds"), [("br", -2), ("zst", -9), ("gz", -9)])
+def test_a_sibling_may_be_older_where_it_says_what_it_holds(build, suffix, seconds):
+    archive = build(("a", PLAIN), member(f"a.{suffix}", SIBLINGS[suffix], mtime=MTIME + seconds))
+    assert len(archive.find(b"/a").variants) == 1
+    assert archive.notes == []
+
+
+def test_without_reading_a_sibling_s_date_counts(build):
+    archive = build(("a", PLAIN), ("a.zst", b"?"), ("a.br", b""), member("a.gz", SIBLINGS["gz"], mtime=MTIME - 3),
+                    etags=False)
+    assert [v.coding for v in archive.find(b"/a").variants] == ["zstd"]
+    assert archive.notes[:-1] == ["'a.br' is not sent for 'a': it is empty", "'a.gz' is not sent for 'a': it is older"]
+    assert "--etags=off" in archive.notes[-1]
+    assert build(("a", PLAIN), etags=False).notes == []
+
+
+def test_only_the_first_bad_siblings_are_reported_one_by_one(build):
+    archive = build(*[item for number in range(12) for item in ((f"{number}", PLAIN), (f"{number}.gz", b"no"))])
+    assert len(archive.notes) == 11
+    assert archive.notes[-1] == "2 more files are not sent for those they are beside"
+
+
+def test_the_crc_of_large_files_is_compared_too(build):
+    large = bytes(range(256)) * (reading.CHUNK // 256) * 2 + b"end"
+    archive = build(("a", large), ("a.gz", gzip.compress(large)), ("b", large[:-1] + b"D"), hardlink("b.gz", "a.gz"),
+                    ("c.gz", gzip.compress(large, 0)), ("c", large))
+    assert [bool(archive.find(path).variants) for path in (b"/a", b"/b", b"/c")] == [True, False, True]
 
 
 def test_a_compressed_file_alone_has_no_plain_one(build):
@@ -349,7 +412,7 @@ def test_links_inside_the_archive(build, members, path):
 
 
 def test_a_linked_directory_is_like_the_directory(build):
-    archive = build(("v2/index.html", b"home"), ("v2/index.html.gz", b"z"), ("v2/b.css", b"b"), symlink("cur", "v2"))
+    archive = build(("v2/index.html", b"docs"), ("v2/index.html.gz", PACKED), ("v2/b.css", b"b"), symlink("cur", "v2"))
     for path in (b"/%s/", b"/%s/index.html", b"/%s/b.css"):
         assert archive.find(path % b"cur") == archive.find(path % b"v2")
     assert archive.find(b"/cur") == Redirect(b"/cur/")
@@ -521,7 +584,8 @@ def test_charset_across_chunks(build, data, utf8):
 
 
 def test_the_plain_file_s_charset_counts_for_its_variants(build):
-    archive = build(("a.txt", b"\xff"), ("a.txt.gz", b"ascii"), ("b.txt", b"ascii"), ("b.txt.gz", b"\xff"))
+    archive = build(("a.txt", b"\xff"), ("a.txt.gz", gzip.compress(b"\xff")), ("b.txt", b"ascii"),
+                    ("b.txt.gz", gzip.compress(b"ascii")))
     assert archive.find(b"/a.txt").variants[0].media_type == b"text/plain"
     assert archive.find(b"/b.txt").variants[0].media_type == b"text/plain; charset=utf-8"
 
@@ -718,9 +782,9 @@ def test_the_header_maker_makes_good_ones_too(tmp_path):
 
 
 def test_a_tar_that_shrinks_while_it_is_read(three, monkeypatch):
-    def shrink_first(paths, jobs=module._jobs):
+    def shrink_first(*arguments, jobs=module._jobs):
         os.truncate(three, 600)
-        return jobs(paths)
+        return jobs(*arguments)
     monkeypatch.setattr(module, "_jobs", shrink_first)
     assert "cut short while it was read" in refusal(three)
 

@@ -17,10 +17,11 @@ from options import GROUPS
 
 MAY_IMPORT = {  # arrows run one way
     "http1": set(),
+    "codings": set(),
     "media": set(),
     "linux": set(),
     "tar": set(),
-    "archive": {"linux", "media", "tar"},
+    "archive": {"codings", "linux", "media", "tar"},
     "uring": {"linux"},
     "reply": {"http1", "archive"},
     "metrics": {"clock", "options", "reply"},

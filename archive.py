@@ -11,7 +11,6 @@ import bisect
 import hashlib
 import mmap
 import os
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +35,7 @@ class Representation(NamedTuple):
     """One stored byte sequence that may be sent (RFC 9110 section 3.2)."""
     offset: int             # of its first byte from where the archive's `address` counts
     length: int
-    mtime: int              # seconds since the epoch, never in the future (RFC 9110 section 8.8.2.1)
+    mtime: int              # seconds since the epoch, perhaps in the future; 0 where it has no date
     coding: str             # content coding; "" for the plain file
     media_type: bytes       # Content-Type of the plain file
     etag: bytes             # strong, in quotes; b"" when etags are off
@@ -171,7 +170,7 @@ def open_archive(path: str, prefix: str = "", etags: bool = True,
 
 
 def _fill(archive: Archive, prefix: str, etags: bool) -> None:
-    tree = Tree(int(time.time()))
+    tree = Tree()
     for member in members(archive.path, archive.fd, archive.size):
         tree.add(member)
     paths = tree.paths(normal_prefix(prefix))

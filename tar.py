@@ -22,6 +22,7 @@ NAME_MAX = 4096             # bytes in a name: <linux/limits.h> PATH_MAX, and mo
 STEPS_MAX = 1_000_000       # components looked at to follow all links, and 50 more for each member
 ALIASES_MAX = 100_000       # names that links to directories may add, where ten for each member are fewer
 ALIAS_BYTES_MAX = 16 << 20  # of these names, where ten times those of the members are fewer
+LAST_DATE = 253_402_300_799 # 9999-12-31T23:59:59Z
 NOTED_LINKS_MAX = 10        # bad links reported one by one
 
 
@@ -29,7 +30,7 @@ class Stored(NamedTuple):
     """A regular file's bytes, whatever the names that lead to them."""
     offset: int
     length: int
-    mtime: int
+    mtime: int              # seconds since the epoch, perhaps in the future; 0 where it has no date
 
 
 class Symlink(NamedTuple):
@@ -51,8 +52,7 @@ class BadLink(Exception):
 class Tree:
     """What each name in the tar is. Names are bytes without "." and empty components; later members replace earlier."""
 
-    def __init__(self, now: int):
-        self.now = now
+    def __init__(self):
         self.nodes: dict[bytes, Node] = {}
         self.skipped: Counter[str] = Counter()
         self.bad_links: dict[bytes, str] = {}
@@ -72,7 +72,7 @@ class Tree:
 
     def _node(self, name: bytes, member: tarfile.TarInfo) -> Node:
         if member.isreg() and not member.issparse():
-            return Stored(member.offset_data, member.size, _past(member.mtime, self.now))
+            return Stored(member.offset_data, member.size, _date(member.mtime))
         if member.isdir():
             return DIRECTORY
         if member.issym():
@@ -274,11 +274,12 @@ def _kind(member: tarfile.TarInfo) -> str:
     return "FIFO" if member.isfifo() else "unknown member"
 
 
-def _past(mtime: float, now: int) -> int:
-    """Clamped to [0, now]; pax allows fractions, negative numbers, and tarfile "nan" and "inf"."""
-    if mtime >= now:
-        return now
-    return int(mtime) if mtime > 0 else 0
+def _date(mtime: float) -> int:
+    """Whole seconds since the epoch, 0 for no date: 0 and 1 are what packers write who want none to be told.
+
+    Pax allows fractions and negative numbers, and tarfile "nan" and "inf"; HTTP's dates end with the year 9999.
+    """
+    return int(min(mtime, LAST_DATE)) if mtime >= 2 else 0
 
 
 def _split(path: bytes) -> list[bytes]:

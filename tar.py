@@ -388,7 +388,9 @@ def chunks(fd: int, path: str, offset: int, length: int) -> Iterator[bytes]:
 EXTENSION_MAX = 16 << 20    # bytes in a header that extends the next one; a megabyte is a lot
 EXTENSIONS = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME,
               tarfile.GNUTYPE_LONGLINK)
+DUMPDIR = b"D"              # a directory in an incremental archive of GNU tar, with the names of what is in it as data
 SIZE = re.compile(rb" *[0-7]+ *(\0.*)?|\0.*|[\x80\xff].*", re.DOTALL)     # else int() takes signs, "_" and "0o" too
+SAID = {"name": {"path", "GNU.sparse.name"}, "linkname": {"linkpath"}}     # fields, and the pax records that set them
 RECORD = re.compile(rb"([1-9][0-9]{0,8}) ([^=\0]{1,512})=")
 
 
@@ -402,6 +404,7 @@ class Header(tarfile.TarInfo):
     def __init__(self, name: str = ""):
         super().__init__(name)
         self.extended: set[bytes] = set()   # types of the headers before it that extend it
+        self.said: dict[str, str] = {}      # "name" and "linkname" of the pax header among them
 
     @classmethod
     def fromtarfile(cls, tar):
@@ -419,10 +422,10 @@ class Header(tarfile.TarInfo):
     def _data(self, tar) -> bytes:
         return tar.fileobj.read(self.size + 511 & -512)
 
-    def _next(self, tar, *others: bytes) -> "Header":
-        """The header that this one extends, which nothing of its type must have done yet, or of `others`."""
+    def _next(self, tar) -> "Header":
+        """The header that this one extends, which nothing of its type must have done yet."""
         info = self.fromtarfile(tar)
-        if not info.extended.isdisjoint((self.type, *others)):
+        if self.type in info.extended:
             raise tarfile.HeaderError("extended twice")
         info.extended.add(self.type)
         info.offset = self.offset
@@ -430,8 +433,11 @@ class Header(tarfile.TarInfo):
 
     def _proc_gnulong(self, tar):
         name = text(self._data(tar))
-        info = self._next(tar, tarfile.XHDTYPE)
-        setattr(info, "name" if self.type == tarfile.GNUTYPE_LONGNAME else "linkname", name)
+        info = self._next(tar)
+        field = "name" if self.type == tarfile.GNUTYPE_LONGNAME else "linkname"
+        if info.said.get(field, name) != name:
+            raise tarfile.HeaderError("two names")      # GNU tar takes one, tarfile the other
+        setattr(info, field, name)
         return info
 
     def _proc_pax(self, tar):
@@ -450,6 +456,7 @@ class Header(tarfile.TarInfo):
             info.sparse = []                    # type: ignore[assignment]
         info._apply_pax_info(records, tar.encoding, tar.errors)     # type: ignore[attr-defined]
         info.name = records.get("GNU.sparse.name") or records.get("path", info.name)    # not cut at a final slash
+        info.said = {field: getattr(info, field) for field, keywords in SAID.items() if keywords & records.keys()}
         if "size" in records:
             has_data = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
             tar.offset = info.offset_data + (info.size + 511 & -512 if has_data else 0)
@@ -494,7 +501,7 @@ def members(path: str, fd: int, size: int) -> Iterator[tarfile.TarInfo]:
         while (member := _next(path, tar)) is not None:
             _check_member(path, size, member, last)
             last = member.offset
-            if member.isreg() and member.name.endswith("/"):
+            if member.isreg() and member.name.endswith("/") or member.type == DUMPDIR:
                 member.type = tarfile.DIRTYPE   # in archives older than type 5, and in GNU tar's eyes always
             yield member
         _check_end(path, fd, size, tar.offset)

@@ -14,6 +14,8 @@ from hostile_archives import (
 )
 from support import run_tarweb, wait_until
 
+from archive import open_archive
+
 INNER = file(b"inner", b"INNER")            # contents that are a member themselves, to whoever gets a size wrong
 AFTER = file(b"after", b"AFTER")
 SIZE = len(INNER)
@@ -60,6 +62,14 @@ SAME = {
     "a prefix": file(b"a", b"x", prefix=b"pre"),
     "no prefix without the magic": file(b"a", b"x", magic=NO_MAGIC, prefix=b"pre"),
     "times where a prefix would be": file(b"a", b"x", magic=GNU, prefix=octal(1 << 30) + octal(1 << 30)),
+    "times after a long name": long_name(b"n" * 120) + pax((b"mtime", b"5.5")) + file(b"a", b"x"),
+    "times after a long target": AFTER + long_name(b"./" * 60 + b"after", b"K") + pax((b"mtime", b"5"))
+                                 + link(b"l", b"x"),
+    "a long name and the same pax path": long_name(b"n" * 120) + pax((b"path", b"n" * 120)) + file(b"a", b"x"),
+    "a long name and a pax size": long_name(b"n" * 120) + sized(b"1024", octal(0)),
+    "a long target and the same pax one": AFTER + long_name(b"after", b"K") + pax((b"linkpath", b"after"))
+                                         + link(b"l", b"x"),
+    "a directory of an incremental archive": file(b"d/", b"Na\0\0", kind=b"D") + file(b"d/a", b"x"),
     "pax path after a long name": pax((b"path", b"pax")) + long_name(b"gnu") + file(b"a", b"x"),
     "a pax header of Solaris": pax((b"path", b"two"), kind=b"X") + file(b"a", b"x"),
     "pax records nobody knows": pax((b"no.such", b"x"), (b"SCHILY.xattr.user.a", b"\0\xff")) + file(b"a", b"x"),
@@ -120,6 +130,9 @@ REFUSED = {
     "pax path with a slash": pax((b"path", b"d/")) + file(b"a", INNER),
     "two long names": long_name(b"one") + long_name(b"two") + file(b"a", b"x"),
     "a long name and a pax path": long_name(b"one") + pax((b"path", b"two")) + file(b"a", b"x"),
+    "a long target and a pax one": AFTER + long_name(b"one", b"K") + pax((b"linkpath", b"after")) + link(b"l", b"x"),
+    "a long name and a sparse one": long_name(b"one") + pax((b"GNU.sparse.map", b"0,0"), (b"GNU.sparse.name", b"two")) +
+                                    file(b"a"),
     "a long name of gigabytes": header(b"L", octal(1 << 32), b"L") + file(b"a", b"x"),
     "a pax header of gigabytes": header(b"pax", octal(1 << 32), b"x") + file(b"a", b"x"),
     "a long name and no member": AFTER + long_name(b"one"),
@@ -165,6 +178,9 @@ def test_an_incremental_archive_of_gnu_tar(tmp_path):
     subprocess.run(["tar", "-C", tmp_path, "--format=gnu", "-g", tmp_path / "snapshot", "-cf", tmp_path / "inc.tar",
                     "site"], check=True)
     assert served(tmp_path / "inc.tar") == {b"/site/page": b"page"}
+    archive = open_archive(str(tmp_path / "inc.tar"))
+    assert archive.notes == []
+    archive.close()
 
 
 # --- what it costs -------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import shlex
 import stat
 import tarfile
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple, NoReturn
 
@@ -24,6 +24,7 @@ ALIASES_MAX = 100_000       # names that links to directories may add, where ten
 ALIAS_BYTES_MAX = 16 << 20  # of these names, where ten times those of the members are fewer
 LAST_DATE = 253_402_300_799 # 9999-12-31T23:59:59Z
 NOTED_LINKS_MAX = 10        # bad links reported one by one
+NAMED_MAX = 4               # names told for each kind of what is not served
 
 
 class Stored(NamedTuple):
@@ -45,6 +46,23 @@ PLURALS = {"device": "devices", "FIFO": "FIFOs", "sparse file": "sparse files", 
            "name that is too long": "names that are too long", "empty name": "empty names"}
 
 
+class Names:
+    """Counts names, and keeps the first few of them; str() is these, and how many more there are."""
+
+    def __init__(self):
+        self.count = 0
+        self.first: list[bytes] = []
+
+    def add(self, name: bytes) -> None:
+        self.count += 1
+        if len(self.first) < NAMED_MAX:
+            self.first.append(name)
+
+    def __str__(self):
+        more = self.count - len(self.first)
+        return ", ".join(map(shown, self.first)) + (f" and {more} more" if more else "")
+
+
 class BadLink(Exception):
     """str() says what is wrong with it, to go after "the link 'name'"."""
 
@@ -54,8 +72,12 @@ class Tree:
 
     def __init__(self):
         self.nodes: dict[bytes, Node] = {}
-        self.skipped: Counter[str] = Counter()
+        self.skipped: dict[str, Names] = {}
+        self.stranded = Names()             # members below a link that GNU tar does not follow: they keep their names
+        self.has_links = False
+        self.above = self.landing = b""     # a directory in the archive, and where GNU tar puts what is in it
         self.bad_links: dict[bytes, str] = {}
+        self.once: dict[bytes, None] = {}   # links to a directory that they are in
         self.too_many_aliases = False
         self.steps = 0
 
@@ -63,12 +85,19 @@ class Tree:
         name = _normal(encode(member.name))
         if wrong := _wrong_name(name):
             if name or not member.isdir():      # "./" itself is a member of most tars
-                self.skipped[wrong] += 1
+                self._skip(wrong, name)
             return
+        if self.has_links:
+            try:
+                name = self._landing(name)
+            except BadLink:
+                self.stranded.add(name)
         self.bad_links.pop(name, None)
         node = self._node(name, member)
-        self.nodes.pop(name, None)              # so that its place in the order is the last one's, too
+        before = self.nodes.pop(name, None)     # so that its place in the order is the last one's, too
         self.nodes[name] = node
+        if isinstance(node, Symlink) or isinstance(before, Symlink):
+            self.above = self.landing = b""
 
     def _node(self, name: bytes, member: tarfile.TarInfo) -> Node:
         if member.isreg() and not member.issparse():
@@ -76,12 +105,29 @@ class Tree:
         if member.isdir():
             return DIRECTORY
         if member.issym():
+            self.has_links = True
             return Symlink(encode(member.linkname))
         if member.islnk():
             return self._hard_link(name, encode(member.linkname))
         kind = _kind(member)
-        self.skipped[kind] += 1
+        self._skip(kind, name)
         return kind
+
+    def _skip(self, kind: str, name: bytes) -> None:
+        self.skipped.setdefault(kind, Names()).add(name)
+
+    def _landing(self, name: bytes) -> bytes:
+        """Where GNU tar puts a member of this name: links on the way are followed, but for those that lead upwards,
+        which it makes last of all. Raises BadLink."""
+        above, _, last = name.rpartition(b"/")
+        if not above:
+            return name
+        if above != self.above:
+            landing = self.resolve(above, upwards=False)
+            if landing != above and isinstance(self.nodes.get(landing), Stored):
+                raise BadLink("leads to a file")
+            self.above, self.landing = above, landing
+        return self.landing + b"/" + last if self.landing else last
 
     def _hard_link(self, name: bytes, target: bytes) -> Node:
         """What `target` is by now, as with link(2): later members do not change it, and a symlink stays one."""
@@ -108,8 +154,9 @@ class Tree:
         except KeyError:
             raise BadLink(f"leads to {shown(target)}, which is not there") from None
 
-    def resolve(self, path: bytes) -> bytes:
-        """The name `path` leads to when the links on its way are followed (path_resolution(7)). Raises BadLink."""
+    def resolve(self, path: bytes, upwards: bool = True) -> bytes:
+        """The name `path` leads to when the links on its way are followed (path_resolution(7)). Raises BadLink, and
+        unless `upwards` also for links with ".." in them."""
         done, pending, followed = b"", _split(path), 0
         while pending:
             self._step()
@@ -123,6 +170,8 @@ class Tree:
                 followed += 1
                 if followed > LINKS_MAX:
                     raise BadLink("leads in a circle, or through too many links")
+                if not upwards and b".." in node.target.split(b"/"):
+                    raise BadLink("leads upwards")
                 pending += _split(node.target)
                 done = _parent(done)
         return done
@@ -147,12 +196,16 @@ class Tree:
 
     def notes(self) -> list[str]:
         """What is not served, in sentences for the operator. Directories are no loss and are not mentioned."""
-        counts = [f"{count} {kind if count == 1 else PLURALS[kind]}" for kind, count in sorted(self.skipped.items())]
+        notes = [f"not served: {names.count} {kind if names.count == 1 else PLURALS[kind]}: {names}"
+                 for kind, names in sorted(self.skipped.items())]
         links = [f"not served: the link {shown(name)} {wrong}" for name, wrong in self.bad_links.items()]
-        notes = [f"not served: {', '.join(counts)}"] if counts else []
         notes += links[:NOTED_LINKS_MAX]
         if len(links) > NOTED_LINKS_MAX:
             notes.append(f"not served: {len(links) - NOTED_LINKS_MAX} more bad links")
+        notes += [f"the link {shown(name)} is followed only once, for it leads to a directory that it is in itself"
+                  for name in list(self.once)[:NOTED_LINKS_MAX]]
+        if self.stranded.count:
+            notes.append(f"served by their own names only, for what is above them is a link: {self.stranded}")
         if self.too_many_aliases:
             notes.append("not served: some names through links to directories, for there are too many of them")
         return notes
@@ -189,12 +242,12 @@ class Linker:
                     if isinstance(below, Stored):
                         yield name, below
                     elif isinstance(below, Symlink):
-                        waiting.append((name, target + name[len(alias):], (*inside, target)))
+                        waiting.append((name, (target + name[len(alias):]).lstrip(b"/"), (*inside, target)))
 
     def _may_enter(self, link: bytes, target: bytes, inside: tuple[bytes, ...]) -> bool:
         """Whether to go into the directory `target` once more; `inside` are those on the way to `link`."""
         circle = target in inside or len(inside) == LINKS_MAX
-        if circle:
+        if circle and link not in self.tree.once:
             self.tree.bad_links.setdefault(link, "leads in a circle and is not followed below itself")
         return not circle
 
@@ -211,7 +264,7 @@ class Linker:
     def _good_target(self, link: bytes) -> bytes:
         target = self.tree.resolve(link)
         if not target or link.startswith(target + b"/"):
-            raise BadLink("leads to a directory that it is in itself")
+            self.tree.once.setdefault(link)
         if self._range(target):
             return target
         node = self.tree._node_at(target, _target_of(self.tree.nodes[link]))
@@ -221,6 +274,8 @@ class Linker:
 
     def _range(self, directory: bytes) -> range:
         """Where in the sorted names those below `directory` are; "0" is the byte after "/"."""
+        if not directory:
+            return range(len(self.sorted))
         return range(bisect_left(self.sorted, directory + b"/"), bisect_left(self.sorted, directory + b"0"))
 
     def _below(self, directory: bytes, alias: bytes) -> Iterator[tuple[bytes, Node]]:
@@ -231,9 +286,10 @@ class Linker:
                 return
             self.left -= 1
             name = self.sorted[place]
-            if len(alias) + len(name) - len(directory) <= NAME_MAX:
-                self.bytes_left -= len(alias) + len(name) - len(directory)
-                yield alias + name[len(directory):], self.tree.nodes[name]
+            below = alias + name[len(directory):] if directory else alias + b"/" + name
+            if len(below) <= NAME_MAX:
+                self.bytes_left -= len(below)
+                yield below, self.tree.nodes[name]
 
 
 def _target_of(node: Node) -> bytes:

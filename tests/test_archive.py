@@ -115,13 +115,13 @@ def test_long_names(build, form):
 @pytest.mark.parametrize("name", ["..", "../a", "a/../b", "a/..", "/../a"])
 def test_a_name_with_dot_dot_is_not_served(build, name):
     archive = build((name, b"no"), ("yes", b"yes"))
-    assert (archive.files, archive.notes) == (1, ["not served: 1 name with '..'"])
+    assert (archive.files, archive.notes) == (1, [f"not served: 1 name with '..': {name.lstrip('/')!r}"])
 
 
 @pytest.mark.parametrize(("fields", "name", "note"), [
-    ({"pax_headers": {"path": "a\0b"}}, "ab", "1 name with NUL"),
-    ({}, "n" * 4097, "1 name that is too long"),
-    ({}, ".", "1 empty name"),
+    ({"pax_headers": {"path": "a\0b"}}, "ab", r"1 name with NUL: 'a\x00b'"),
+    ({}, "n" * 4097, "1 name that is too long: '" + "n" * 199 + "..."),
+    ({}, ".", "1 empty name: ''"),
 ])
 def test_names_no_request_can_have(build, fields, name, note):
     archive = build(member(name, b"no", **fields), ("yes", b"yes"), form=tarfile.PAX_FORMAT)
@@ -214,8 +214,14 @@ def test_what_is_no_file_hides_an_earlier_file(build, kind):
 def test_what_is_not_served_is_counted(build):
     archive = build(directory("dir"), member("fifo", kind=tarfile.FIFOTYPE), member("null", kind=tarfile.CHRTYPE),
                     member("disk", kind=tarfile.BLKTYPE), member("odd", kind=b"Q"), ("a", b"a"))
-    assert archive.notes == ["not served: 1 FIFO, 2 devices, 1 unknown member"]
+    assert archive.notes == ["not served: 1 FIFO: 'fifo'", "not served: 2 devices: 'null', 'disk'",
+                             "not served: 1 unknown member: 'odd'"]
     assert (archive.files, archive.bytes) == (1, 1)
+
+
+def test_only_the_first_names_of_what_is_not_served_are_told(build):
+    archive = build(*[member(f"d/{number}", kind=tarfile.FIFOTYPE) for number in range(9)], ("a", b"a"))
+    assert archive.notes == ["not served: 9 FIFOs: 'd/0', 'd/1', 'd/2', 'd/3' and 5 more"]
 
 
 def test_directories_alone_are_not_worth_a_note(build):
@@ -427,8 +433,6 @@ BAD_LINKS = [
     ("above the root and through a link", [symlink("d/e", ".."), symlink("l", "d/e/../x")], "out of the archive"),
     ("hard link above the root", [hardlink("l", "../a")], "out of the archive"),
     ("link to itself", [symlink("l", "l")], "in a circle"),
-    ("link to its directory", [symlink("d/l", "."), ("d/a", b"")], "a directory that it is in itself"),
-    ("link to the root", [symlink("l", "."), ("a", b"")], "a directory that it is in itself"),
     ("empty target", [symlink("l", "")], "is empty"),
     ("link to a FIFO", [member("f", kind=tarfile.FIFOTYPE), symlink("l", "f")], "leads to a FIFO"),
     ("hard link to a directory", [directory("d"), hardlink("l", "d")], "leads to a directory"),
@@ -442,6 +446,62 @@ def test_bad_links_are_not_served_and_reported(build, members, why):
     assert [archive.find(path) for path in (b"/l", b"/d/l", b"/l/", b"/l/a", b"/d/l/a")] == [None] * 5
     assert any(re.match("not served: the link '(d/)?l' ", note) and why in note for note in archive.notes)
     assert content(archive, b"/yes") == b"yes"
+
+
+ONCE = [
+    ("link to the root", [symlink("l", "."), ("a", b"x"), ("d/b", b"y")], "l", [b"/l/a", b"/l/d/b"]),
+    ("link to the root from below", [symlink("d/l", ".."), ("a", b"x"), ("d/b", b"y")], "d/l",
+     [b"/d/l/a", b"/d/l/d/b"]),
+    ("link to its directory", [symlink("d/l", "."), ("d/a", b"x"), ("d/e/b", b"y")], "d/l", [b"/d/l/a", b"/d/l/e/b"]),
+]
+
+
+@pytest.mark.parametrize(("members", "link", "paths"), [case[1:] for case in ONCE], ids=[case[0] for case in ONCE])
+def test_a_link_to_a_directory_that_it_is_in_is_followed_once(build, members, link, paths):
+    archive = build(*members)
+    assert [content(archive, path) for path in paths] == [b"x", b"y"]
+    assert not [path for path in archive._index if path.count(b"/l/") > 1]
+    assert archive.notes == [
+        f"the link {link!r} is followed only once, for it leads to a directory that it is in itself"]
+    assert archive.files == 2
+
+
+def test_a_link_to_the_root_has_an_index_and_variants(build):
+    archive = build(("index.html", b"docs"), ("index.html.gz", PACKED), symlink("ubuntu", "."))
+    assert archive.find(b"/ubuntu/") == archive.find(b"/")
+    assert archive.find(b"/ubuntu") == Redirect(b"/ubuntu/")
+
+
+BELOW_LINKS = [
+    ("a new file", [("v2/a", b"a"), symlink("cur", "v2"), ("cur/b", b"x")], b"/v2/b", b"/cur/b"),
+    ("another version", [("v2/a", b"old"), symlink("cur", "v2"), ("cur/a", b"x")], b"/v2/a", b"/cur/a"),
+    ("through two links", [("v2/a", b""), symlink("cur", "v2"), symlink("new", "cur"), ("new/b", b"x")],
+     b"/v2/b", b"/new/b"),
+    ("deep below", [("v2/a", b""), symlink("d/cur", "e"), ("d/cur/f/g/b", b"x")], b"/d/e/f/g/b", b"/d/cur/f/g/b"),
+    ("a hard link", [("a", b"x"), ("v2/a", b""), symlink("cur", "v2"), hardlink("cur/b", "a")], b"/v2/b", b"/cur/b"),
+    ("a link below a link", [("v2/a", b"x"), symlink("cur", "v2"), symlink("cur/l", "a")], b"/v2/l", b"/cur/l"),
+    ("below the root", [symlink("cur", "."), ("cur/b", b"x")], b"/b", b"/cur/b"),
+    ("by a link that is no more", [("v2/a", b""), symlink("cur", "v2"), ("cur/b", b"x"), symlink("cur", "v3"),
+                                   ("v3/b", b"y")], b"/v2/b", b"/v2/b"),
+    ("where a directory is again", [symlink("cur", "v2"), ("v2/a", b""), ("cur/b", b"y"), directory("cur"),
+                                    ("cur/b", b"x")], b"/cur/b", b"/cur/b"),
+]
+
+
+@pytest.mark.parametrize(("members", "path", "other"), [case[1:] for case in BELOW_LINKS],
+                         ids=[case[0] for case in BELOW_LINKS])
+def test_members_below_a_link_land_where_gnu_tar_puts_them(build, members, path, other):
+    archive = build(*members)
+    assert (content(archive, path), content(archive, other)) == (b"x", b"x")
+    assert not [note for note in archive.notes if "not served" in note]
+
+
+@pytest.mark.parametrize("target", ["../v2", "/v2", "cur", "v2/a", "e/../v2"])
+def test_members_below_a_link_that_gnu_tar_does_not_follow_keep_their_names(build, target):
+    archive = build(("v2/a", b"a"), ("d/v2/a", b"a"), ("a", b"a"), symlink("d/cur", target), ("d/cur/b", b"b"))
+    assert archive.find(b"/v2/b") is archive.find(b"/d/v2/b") is None
+    assert content(archive, b"/d/cur/b") == b"b"
+    assert "served by their own names only, for what is above them is a link: 'd/cur/b'" in archive.notes
 
 
 @pytest.mark.parametrize(("length", "served"), [(40, True), (41, False)])
@@ -529,7 +589,7 @@ def test_sparse_files_are_not_served(tmp_path, options):
     archive = gnu_tar(tmp_path, *options, "--sparse", "--hole-detection=raw", "--sort=name")
     assert content(archive, b"/after") == b"after"
     assert archive.find(b"/before-sparse") is None
-    assert archive.notes == ["not served: 1 sparse file"]
+    assert archive.notes == ["not served: 1 sparse file: 'before-sparse'"]
     archive.close()
 
 

@@ -11,17 +11,19 @@ import bisect
 import hashlib
 import mmap
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import takewhile
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
 import codings
 from linux import cpus
 from media import Utf8, media_type
-from tar import CHUNK, Stored, Tree, chunks, members, normal_prefix, open_file, read, shown
+from tar import CHUNK, Names, Stored, Tree, chunks, members, normal_prefix, open_file, read, shown
 from tar import ArchiveError as ArchiveError  # for whoever opens an archive
 
 BATCH_FILES = 256           # small files hashed by one task
@@ -153,27 +155,30 @@ def in_memory(fd: int, offset: int, length: int) -> bool:
 
 
 def open_archive(path: str, prefix: str = "", etags: bool = True,
-                 place: Callable[[Archive], None] = lambda archive: None) -> Archive:
+                 place: Callable[[Archive], None] = lambda archive: None, dotfiles: bool = False) -> Archive:
     """Index the tar at `path`; `prefix` is taken off the names that begin with it. Raises ArchiveError.
 
-    `place` brings it into memory before that, and sets its `address`, and what else is to be known of that.
+    `place` brings it into memory before that, and sets its `address`, and what else is to be known of that. `dotfiles`
+    is whether names that begin with a dot are served.
     """
     fd, size = open_file(path)
     archive = Archive(path, fd, size)
     try:
         place(archive)
-        _fill(archive, prefix, etags)
+        _fill(archive, prefix, etags, dotfiles)
     except BaseException:
         archive.close()
         raise
     return archive
 
 
-def _fill(archive: Archive, prefix: str, etags: bool) -> None:
+def _fill(archive: Archive, prefix: str, etags: bool, dotfiles: bool) -> None:
     tree = Tree()
     for member in members(archive.path, archive.fd, archive.size):
         tree.add(member)
-    paths = tree.paths(normal_prefix(prefix))
+    taken_off = normal_prefix(prefix)
+    paths = tree.paths(taken_off)
+    hidden = [] if dotfiles else _hide(paths)
     siblings = Siblings(paths)
     found = contents(archive.fd, archive.path, paths, siblings) if etags else {}
     archive._index = resources(paths, found, siblings, archive.address)
@@ -183,9 +188,41 @@ def _fill(archive: Archive, prefix: str, etags: bool) -> None:
     for name, stored in paths.items():
         digest.update(b"%b\0%d\0%b\0" % (name, stored.length, found.get(stored.offset, UNREAD).etag))
     archive.digest = digest.hexdigest()[:16]
-    archive.notes = tree.notes() + siblings.notes(etags)
+    archive.notes = tree.notes() + hidden + siblings.notes(etags)
+    if taken_off and not any(name.startswith(taken_off) for name in tree.nodes):
+        archive.notes.append(f"no name begins with {shown(taken_off)}, so --prefix takes nothing off")
     if not paths:
         archive.notes.append(f"{archive.path} holds no file that can be served: every request gets 404")
+    elif not taken_off:
+        archive.notes += _below_one_directory(paths, archive.files)
+
+
+HIDDEN = re.compile(rb"/\.(?!well-known(?:/|\Z))[^/]*/?")       # RFC 8615: /.well-known/ is there to be asked for
+
+
+def _hide(paths: dict[bytes, Stored]) -> list[str]:
+    """Take out of `paths` what has a name that begins with a dot in it; sentences on that."""
+    hidden = {path: found.end() for path in paths if b"/." in path and (found := HIDDEN.search(path))}
+    names = Names()
+    for name in dict.fromkeys(path[1:end] for path, end in hidden.items()):
+        names.add(name)
+    for path in hidden:
+        del paths[path]
+    files = "1 file" if len(hidden) == 1 else f"{len(hidden)} files"
+    return [f"not served, for a name that begins with a dot: {files}: {names}; see --dotfiles"] if hidden else []
+
+
+def _below_one_directory(paths: dict[bytes, Stored], files: int) -> list[str]:
+    """What to write where all of a site is below one directory, as in 'tar -cf site.tar my-site'. A single file that is
+    no index says nothing."""
+    pairs = zip(min(paths), max(paths), strict=False)
+    common = bytes([one for one, other in takewhile(lambda pair: pair[0] == pair[1], pairs)])
+    directory = common.rpartition(b"/")[0][1:] + b"/"
+    if directory == b"/" or directory.startswith(b".well-known/"):
+        return []
+    if files == 1 and b"/" + directory + b"index.html" not in paths:
+        return []
+    return [f"all files are below {shown(directory)}; to have that left out of URLs: --prefix {shown(directory)}"]
 
 
 # --- Contents

@@ -80,7 +80,7 @@ class Generation:
         if before and before[0].identity == identity(path) == identity(before[0].fd):
             return before
         options = self.options
-        archive = open_archive(path, options.prefix, options.etags == "on", partial(bring_in, options))
+        archive = open_archive(path, options.prefix, options.etags == "on", partial(bring_in, options), options.dotfiles)
         self.opened.append(archive)
         archive.identity = identity(archive.fd)
         if archive.identity is None:

@@ -135,6 +135,8 @@ def parse_arguments(argv, version):
     add("--site", metavar="HOST=FILE.tar", type=site, action="append", default=[],
         help="the site of a host, or of *.example.com; repeatable. Other hosts get SITE.tar, or 421 without it")
     add("--prefix", metavar="PATH", default="", help="strip this from the front of names in the tar")
+    add("--dotfiles", action="store_true",
+        help="serve names that begin with a dot, too (default: /.well-known/ alone)")
     add("--etags", choices=("on", "off"), default="on",
         help="entity tags from file contents; off starts faster (default: on)")
     add("--cache-control", metavar="VALUE", type=field_value, default="no-cache",

@@ -70,6 +70,17 @@ def test_prefix_is_taken_off_the_names(start, tmp_path):
     assert server.fetch("/blog/a/b.txt").status == 404
 
 
+def test_names_that_begin_with_a_dot_take_a_flag(start, tmp_path):
+    names = (".env", ".git/config", "a/._b", ".well-known/security.txt")
+    tar = build_tar(tmp_path / "site.tar", {"index.html": b"home", **{name: name.encode() for name in names}})
+    server = start(tar)
+    assert [server.fetch(f"/{name}").status for name in names] == [404, 404, 404, 200]
+    assert server.fetch("/.git").status == 404
+    assert "'.env', '.git/', 'a/._b'; see --dotfiles" in server.stderr()
+    server = start(tar, "--dotfiles")
+    assert [server.fetch(f"/{name}").body for name in names] == [name.encode() for name in names]
+
+
 def test_links_inside_the_archive_work_and_others_do_not(start, tmp_path):
     symlink, hardlink = tarfile.SYMTYPE, tarfile.LNKTYPE
     tar = build_tar(tmp_path / "links.tar", {"./a/file.txt": b"the file", "./a/index.html": b"index"}, [

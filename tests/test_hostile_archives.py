@@ -274,7 +274,7 @@ def nasty(write, start, tmp_path):
     (tmp_path / "secret").write_bytes(SECRET)
     outside = [link(b"absolute", os.fsencode(tmp_path / "secret")), link(b"folder", os.fsencode(tmp_path))]
     own = [long_name(name) + file(b"long", data) for name, data in OWN.items()]
-    return start(write(*LEADING_OUT, *outside, *own), "--access-log", str(tmp_path / "log"))
+    return start(write(*LEADING_OUT, *outside, *own), "--dotfiles", "--access-log", str(tmp_path / "log"))
 
 
 def test_p05_no_path_and_no_link_leads_out_of_the_archive(nasty, tmp_path):

@@ -14,7 +14,7 @@ AHEAD = 16  # requests in flight on each connection
 
 @pytest.fixture(scope="module")
 def docs(tmp_path_factory):
-    server = Server(docset.build(), log=tmp_path_factory.mktemp("docs") / "stderr")
+    server = Server(docset.build(), "--dotfiles", log=tmp_path_factory.mktemp("docs") / "stderr")
     yield server
     server.check()
     server.stop()

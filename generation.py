@@ -80,7 +80,8 @@ class Generation:
         if before and before[0].identity == identity(path) == identity(before[0].fd):
             return before
         options = self.options
-        archive = open_archive(path, options.prefix, options.etags == "on", partial(bring_in, options), options.dotfiles)
+        archive = open_archive(path, options.prefix, options.etags == "on", partial(bring_in, options),
+                               options.dotfiles)
         self.opened.append(archive)
         archive.identity = identity(archive.fd)
         if archive.identity is None:
@@ -199,8 +200,9 @@ def bring_in(options, archive):
         else:
             archive.address = linux.map_file(fd, size)
     except OSError as error:
-        advice = "see --hugepages and sysctl vm.nr_hugepages" if options.hugepages else "raise ulimit -v"
-        raise ArchiveError(f"the archive of {size} bytes cannot be brought into memory: {error}; {advice}") from error
+        reason = f"{archive.path} cannot be brought into memory: {error.strerror or error}"
+        advice = "; see --hugepages and sysctl vm.nr_hugepages" * bool(options.hugepages)
+        raise ArchiveError(reason + advice) from error
     page = max(1 << options.hugepages, mmap.PAGESIZE)
     archive.release = partial(linux.unmap_file, archive.address, -(-size // page) * page)
     fits = archive.copied or options.preload or size < available_memory() // 2

@@ -6,6 +6,7 @@ throughout, so any 64-bit Linux will do.
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import re
@@ -41,13 +42,15 @@ def layout(form, *offsets):
 # --- calls
 
 libc = ctypes.PyDLL(None)       # PyDLL keeps the interpreter lock: there is one thread, and nobody to hand it to
-libc.mmap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+_with_errno = ctypes.PyDLL(None, use_errno=True)
+for _library in libc, _with_errno:
+    _library.mmap.restype = ctypes.c_void_p
+    _library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
+                              ctypes.c_int64]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
-_with_errno = ctypes.PyDLL(None, use_errno=True)
 SYS_SETUP, SYS_ENTER, SYS_REGISTER = 425, 426, 427      # io_uring's; <asm-generic/unistd.h>: the same everywhere
 
 
@@ -77,11 +80,13 @@ pointer = ctypes.c_void_p       # of an address: an argument for functions that 
 copy = ctypes.memmove           # (target, source, size): addresses
 
 
-def map_memory(fd, length, protection, flags, failure):
-    """The address of a new mapping (mmap(2)). Raises OSError that says `failure`."""
-    address = libc.mmap(None, length, protection, flags, fd, 0)
+def map_memory(length, protection, flags, fd=-1):
+    """The address of a new mapping of `length` bytes (mmap(2)). Raises OSError with the kernel's reason."""
+    address = _with_errno.mmap(None, length, protection, flags, fd, 0)
     if address == ctypes.c_void_p(-1).value:
-        raise OSError(failure)
+        number = ctypes.get_errno()
+        reason = os.strerror(number) + "; is the address space too small (ulimit -v)?" * (number == errno.ENOMEM)
+        raise OSError(number, f"{length} bytes cannot be mapped: {reason}")
     return address
 
 
@@ -89,8 +94,15 @@ def map_file(fd, length):
     """The address of `length` bytes of file `fd`, mapped for reading by the kernel alone. Raises OSError."""
     # No Python object is laid over it: should the file be truncated, a send fails with EFAULT, while a read from Python
     # would be a SIGBUS.
-    return length and map_memory(fd, length, mmap.PROT_READ, mmap.MAP_SHARED, (
-        f"cannot map {length} bytes of the archive: the address space (ulimit -v) is too small"))
+    if not length:
+        return 0
+    try:
+        return map_memory(length, mmap.PROT_READ, mmap.MAP_SHARED, fd)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        # FUSE does not share pages of files that it reads with direct_io (mergerfs, sshfs, rclone), but it maps them.
+        return map_memory(length, mmap.PROT_READ, mmap.MAP_PRIVATE, fd)
 
 
 def hide(address, length):
@@ -106,9 +118,12 @@ def map_huge(fd, length, bits):
     """The address of a copy of a file's `length` bytes in huge pages of 2**`bits` bytes. Raises OSError."""
     page = 1 << bits
     room = -(-length // page) * page
-    address = map_memory(-1, room, mmap.PROT_READ | mmap.PROT_WRITE,
-                         mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_HUGETLB | bits << MAP_HUGE_SHIFT,
-                         f"there are not enough free huge pages of {page} bytes for {length} bytes")
+    try:
+        address = map_memory(room, mmap.PROT_READ | mmap.PROT_WRITE,
+                             mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_HUGETLB | bits << MAP_HUGE_SHIFT)
+    except OSError as error:
+        reason = f"there are not enough free huge pages of {page} bytes for {length} bytes: {error.strerror}"
+        raise OSError(error.errno, reason) from None
     memory, done = memoryview((ctypes.c_char * length).from_address(address)), 0
     while done < length:
         read = os.preadv(fd, [memory[done:done + (1 << 30)]], done)

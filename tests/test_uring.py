@@ -1199,6 +1199,29 @@ def test_mapping(tmp_path):
         assert ctypes.string_at(linux.map_file(file.fileno(), 7), 7) == b"content"
         with pytest.raises(OSError, match="ulimit -v"):
             linux.map_file(file.fileno(), 1 << 62)
+    with socket.socket() as file, pytest.raises(OSError, match="7 bytes cannot be mapped: No such device"):
+        linux.map_file(file.fileno(), 7)
+
+
+class NothingShared:
+    """mmap(2) as FUSE does it for files with direct_io."""
+
+    def __init__(self, mmap):
+        self.really = mmap
+
+    def mmap(self, address, length, protection, flags, *file):
+        if flags & mmap.MAP_SHARED:
+            ctypes.set_errno(errno.ENODEV)
+            return ctypes.c_void_p(-1).value
+        return self.really(address, length, protection, flags, *file)
+
+
+def test_mapping_where_the_file_system_shares_no_pages(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    monkeypatch.setattr(linux, "_with_errno", NothingShared(linux._with_errno.mmap))
+    with path.open("rb") as file:
+        assert ctypes.string_at(linux.map_file(file.fileno(), 7), 7) == b"content"
 
 
 def test_address_of():

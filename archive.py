@@ -21,8 +21,9 @@ from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
 import codings
-from linux import cpus
+from linux import cpus, zeros
 from media import Utf8, media_type
+from sparse import HOLE, HOLE_MAX, Pieces
 from tar import CHUNK, Names, Stored, Tree, chunks, members, normal_prefix, open_file, read, shown
 from tar import ArchiveError as ArchiveError  # for whoever opens an archive
 
@@ -35,12 +36,26 @@ PATH_SAFE = "/!$&'()*+,;=:@-._~"
 
 class Representation(NamedTuple):
     """One stored byte sequence that may be sent (RFC 9110 section 3.2)."""
-    offset: int             # of its first byte from where the archive's `address` counts
+    offset: int             # of its first byte from where the archive's `address` counts; see spans()
     length: int
     mtime: int              # seconds since the epoch, perhaps in the future; 0 where it has no date
     coding: str             # content coding; "" for the plain file
     media_type: bytes       # Content-Type of the plain file
     etag: bytes             # strong, in quotes; b"" when etags are off
+    pieces: Pieces = ()     # of a sparse file, as (address, length) each; then `offset` is no place
+
+    def spans(self, start: int = 0, end: int | None = None) -> tuple[tuple[int, int], ...]:
+        """Where the bytes in [start, end) are, or all: (address, length) each, as many as there are pieces."""
+        end = self.length if end is None else end
+        if not self.pieces:
+            return ((self.offset + start, end - start),)
+        found, at = [], 0
+        for address, length in self.pieces:
+            first, last = max(start, at), min(end, at + length)
+            if first < last:
+                found.append((address + first - at, last - first))
+            at += length
+        return tuple(found)
 
 
 class Resource(NamedTuple):
@@ -86,7 +101,10 @@ class Archive:
 
     def read(self, rep: Representation) -> bytes:
         """All bytes of a Representation; for start-up, or for what is small. Raises ArchiveError."""
-        return b"".join(chunks(self.fd, self.path, rep.offset - self.address, rep.length))
+        hole = zeros(HOLE_MAX) if rep.pieces else -HOLE_MAX
+        return b"".join([bytes(length) if hole <= start < hole + HOLE_MAX else
+                         b"".join(chunks(self.fd, self.path, start - self.address, length))
+                         for start, length in rep.spans()])
 
     def close(self) -> None:
         """Let go of the file, and of its place in memory."""
@@ -241,6 +259,7 @@ UNREAD = Content(b"", True, 0, b"")     # without reading, text is taken for UTF
 class Job(NamedTuple):
     offset: int
     length: int
+    pieces: Pieces          # of a sparse file
     text: bytes             # its media type where that has a charset, else b""
     has_gzip: bool          # whether there is a sibling that says what its CRC-32 should be
     is_sibling: bool
@@ -262,11 +281,11 @@ def contents(fd: int, path: str, paths: dict[bytes, Stored], siblings: "Siblings
 def _jobs(paths: dict[bytes, Stored], siblings: "Siblings") -> list[Job]:
     """One for each file, in the tar's order; text if any of its names says so."""
     jobs: dict[int, Job] = {}
-    for path, (offset, length, _) in paths.items():
+    for path, (offset, length, _, pieces) in paths.items():
         kind = media_type(path)
         if kind.is_text or offset not in jobs:
-            jobs[offset] = Job(offset, length, kind.value if kind.is_text else b"", offset in siblings.with_gzip,
-                               offset in siblings.offsets)
+            jobs[offset] = Job(offset, length, pieces, kind.value if kind.is_text else b"",
+                               offset in siblings.with_gzip, offset in siblings.offsets)
     return sorted(jobs.values())
 
 
@@ -274,6 +293,9 @@ def _batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
     """Neighbours that one read brings in, so that small files cost neither a task nor a system call each."""
     batch: list[Job] = []
     for job in jobs:
+        if job.pieces:
+            yield [job]
+            continue
         if batch and (len(batch) == BATCH_FILES or job.offset + job.length - batch[0].offset > CHUNK):
             yield batch
             batch = []
@@ -283,11 +305,22 @@ def _batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
 
 
 def _read_batch(fd: int, path: str, batch: list[Job]) -> list[Content]:
+    if batch[0].pieces:
+        return [_content(_sparse_chunks(fd, path, batch[0].pieces), batch[0])]
     start, end = batch[0].offset, batch[-1].offset + batch[-1].length
     if end - start > CHUNK:                     # then it is one large file
         return [_content(chunks(fd, path, start, end - start), batch[0])]
     data = read(fd, path, start, end - start)
     return [_content([data[job.offset - start:job.offset - start + job.length]], job) for job in batch]
+
+
+def _sparse_chunks(fd: int, path: str, pieces: Pieces) -> Iterator[bytes]:
+    none = bytes(CHUNK)
+    for place, length in pieces:
+        if place == HOLE:
+            yield from (none[:length - start] for start in range(0, length, CHUNK))
+        else:
+            yield from chunks(fd, path, place, length)
 
 
 def _content(chunks: Iterable[bytes], job: Job) -> Content:
@@ -369,17 +402,27 @@ class Siblings:
 def resources(paths: dict[bytes, Stored], found: dict[int, Content], siblings: Siblings, address: int = 0) -> Index:
     """What each path stands for, in an archive at `address`. `found` is empty when etags are off."""
     index: Index = {}
-    for path, (offset, length, mtime) in paths.items():
+    for path, (offset, length, mtime, pieces) in paths.items():
         content = found.get(offset, UNREAD)
         kind = media_type(path)
         plain = Representation(address + offset, length, mtime, "", kind.utf8 if content.utf8 else kind.value,
-                               content.etag)
-        variants = tuple([Representation(address + stored.offset, stored.length, stored.mtime, coding, plain.media_type,
-                                         found.get(stored.offset, UNREAD).etag)
-                          for stored, coding in siblings.good(path, found)]) if path in siblings.of else ()
+                               content.etag, pieces and _placed(pieces, address))
+        variants = tuple([plain._replace(offset=address + other.offset, length=other.length, mtime=other.mtime,
+                                         coding=coding, etag=found.get(other.offset, UNREAD).etag,
+                                         pieces=other.pieces and _placed(other.pieces, address))
+                          for other, coding in siblings.good(path, found)]) if path in siblings.of else ()
         index[path] = Resource(plain, variants)
     _add_directories(index)
     return index
+
+
+def _placed(pieces: Pieces, address: int) -> Pieces:
+    """A sparse file's pieces as Representation has them, in an archive at `address`."""
+    try:
+        hole = zeros(HOLE_MAX)
+    except OSError as error:
+        raise ArchiveError(f"there is no room for zeros, of which sparse files have some: {error.strerror}") from error
+    return tuple([(hole if place == HOLE else address + place, length) for place, length in pieces])
 
 
 def _add_directories(index: Index) -> None:

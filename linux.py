@@ -7,6 +7,7 @@ throughout, so any 64-bit Linux will do.
 import contextlib
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import re
@@ -103,6 +104,15 @@ def map_file(fd, length):
             raise
         # FUSE does not share pages of files that it reads with direct_io (mergerfs, sshfs, rclone), but it maps them.
         return map_memory(length, mmap.PROT_READ, mmap.MAP_PRIVATE, fd)
+
+
+@functools.cache
+def zeros(length):
+    """The address of `length` bytes of zeros, for reading alone: one page of the kernel's is all that they take.
+
+    The same ones each time: they stay for good. Raises OSError.
+    """
+    return map_memory(length, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def hide(address, length):

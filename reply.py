@@ -97,7 +97,7 @@ class Responder:
             return error_reply(404, "", request, self.cache_control)
         chosen = select(page, request.fields.codings) or page.plain
         fields = *representation_fields(chosen, bool(page.variants)), length_field(chosen.length), *self.cache_control
-        body = () if request.method == b"HEAD" else ((chosen.offset, chosen.length),)
+        body = () if request.method == b"HEAD" else chosen.spans()
         return Reply(404, fields, body, request.connection)
 
     # the file itself
@@ -105,7 +105,7 @@ class Responder:
     def expand(self, response):
         """The Reply that a FullResponse stands for."""
         chosen, vary, connection, head_only = response
-        body = () if head_only else ((chosen.offset, chosen.length),)
+        body = () if head_only else chosen.spans()
         return Reply(200, self.file_fields(chosen, vary, chosen.length), body, connection)
 
     def file_fields(self, chosen, vary, length, *content):
@@ -139,7 +139,7 @@ class Responder:
         """206 (RFC 9110 section 15.3.7): one range as it is, several as multipart/byteranges."""
         if len(ranges) == 1:
             [(start, end)] = ranges
-            body, length = ((chosen.offset + start, end - start),), end - start
+            body, length = chosen.spans(start, end), end - start
             fields = self.file_fields(chosen, vary, length, content_range(start, end, chosen.length))
         else:
             body, length = multipart(chosen, ranges)
@@ -336,6 +336,6 @@ def multipart(chosen, ranges):
     for start, end in ranges:
         fields = field_lines(((b"Content-Type", chosen.media_type), content_range(start, end, chosen.length)))
         head = b"%b--%b\r\n%b\r\n" % (b"\r\n" if body else b"", BOUNDARY, fields)
-        body += [head, (chosen.offset + start, end - start)]
+        body += [head, *chosen.spans(start, end)]
     body.append(b"\r\n--%b--\r\n" % BOUNDARY)
     return tuple(body), sum(len(span) if isinstance(span, bytes) else span[1] for span in body)

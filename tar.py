@@ -14,8 +14,12 @@ import stat
 import tarfile
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple, NoReturn
+
+import sparse
+from sparse import HOLE, Pieces
 
 LINKS_MAX = 40              # symbolic links followed for one name, as in the kernel (path_resolution(7))
 NAME_MAX = 4096             # bytes in a name: <linux/limits.h> PATH_MAX, and more than a request's target may have
@@ -24,6 +28,7 @@ ALIASES_MAX = 100_000       # names that links to directories may add, where ten
 ALIAS_BYTES_MAX = 16 << 20  # of these names, where ten times those of the members are fewer
 LAST_DATE = 253_402_300_799 # 9999-12-31T23:59:59Z
 NOTED_LINKS_MAX = 10        # bad links reported one by one
+HOLES_MAX = 8 << 30         # bytes left out of all sparse files: their entity tags are those of the zeros, too
 NAMED_MAX = 4               # names told for each kind of what is not served
 
 
@@ -32,6 +37,7 @@ class Stored(NamedTuple):
     offset: int
     length: int
     mtime: int              # seconds since the epoch, perhaps in the future; 0 where it has no date
+    pieces: Pieces = ()     # of a sparse file; then `offset` only tells it from others
 
 
 class Symlink(NamedTuple):
@@ -41,7 +47,10 @@ class Symlink(NamedTuple):
 # What a name is: a file, a link, or a word for what is not served.
 Node = Stored | Symlink | str
 DIRECTORY = "directory"
-PLURALS = {"device": "devices", "FIFO": "FIFOs", "sparse file": "sparse files", "unknown member": "unknown members",
+PLURALS = {"device": "devices", "FIFO": "FIFOs", "unknown member": "unknown members",
+           "sparse file whose map is wrong": "sparse files whose maps are wrong",
+           "sparse file of too many pieces": "sparse files of too many pieces",
+           "sparse file with too large holes": "sparse files with too large holes",
            "name with '..'": "names with '..'", "name with NUL": "names with NUL",
            "name that is too long": "names that are too long", "empty name": "empty names"}
 
@@ -80,8 +89,9 @@ class Tree:
         self.once: dict[bytes, None] = {}   # links to a directory that they are in
         self.too_many_aliases = False
         self.steps = 0
+        self.holes = 0                      # bytes of all sparse files' holes
 
-    def add(self, member: tarfile.TarInfo) -> None:
+    def add(self, member: "Header") -> None:
         name = _normal(encode(member.name))
         if wrong := _wrong_name(name):
             if name or not member.isdir():      # "./" itself is a member of most tars
@@ -99,19 +109,27 @@ class Tree:
         if isinstance(node, Symlink) or isinstance(before, Symlink):
             self.above = self.landing = b""
 
-    def _node(self, name: bytes, member: tarfile.TarInfo) -> Node:
-        if member.isreg() and not member.issparse():
-            return Stored(member.offset_data, member.size, _date(member.mtime))
-        if member.isdir():
+    def _node(self, name: bytes, member: "Header") -> Node:
+        if member.isreg():
+            kind = member.wrong or self._too_large(member.pieces)
+            if not kind:
+                return Stored(member.offset_data, member.size, _date(member.mtime), member.pieces)
+        elif member.isdir():
             return DIRECTORY
-        if member.issym():
+        elif member.issym():
             self.has_links = True
             return Symlink(encode(member.linkname))
-        if member.islnk():
+        elif member.islnk():
             return self._hard_link(name, encode(member.linkname))
-        kind = _kind(member)
+        else:
+            kind = _kind(member)
         self._skip(kind, name)
         return kind
+
+    def _too_large(self, pieces: Pieces) -> str:
+        """What a file of these pieces is, if its holes are too large, with those of all files before it; else ""."""
+        self.holes += sum([length for place, length in pieces if place == HOLE])
+        return "sparse file with too large holes" if pieces and self.holes > HOLES_MAX else ""
 
     def _skip(self, kind: str, name: bytes) -> None:
         self.skipped.setdefault(kind, Names()).add(name)
@@ -323,8 +341,6 @@ def _wrong_name(name: bytes) -> str:
 
 
 def _kind(member: tarfile.TarInfo) -> str:
-    if member.issparse():
-        return "sparse file"
     if member.ischr() or member.isblk():
         return "device"
     return "FIFO" if member.isfifo() else "unknown member"
@@ -454,13 +470,17 @@ class Header(tarfile.TarInfo):
     """A header, read as GNU tar reads it, or refused with HeaderError: all must agree on where members begin.
 
     And `tarfile` keeps every record of pax headers, those of a global one for each member anew; here those few are
-    kept that are used.
+    kept that are used. Of a sparse file `size` is that of all of it, `stored` of what is in the tar.
     """
+
+    said: dict[str, str] = {}               # "name" and "linkname", where a pax header has said them
+    stored = 0
+    pieces: Pieces = ()                     # of a sparse file
+    wrong = ""                              # why a sparse file is not served
 
     def __init__(self, name: str = ""):
         super().__init__(name)
         self.extended: set[bytes] = set()   # types of the headers before it that extend it
-        self.said: dict[str, str] = {}      # "name" and "linkname" of the pax header among them
 
     @classmethod
     def fromtarfile(cls, tar):
@@ -473,6 +493,8 @@ class Header(tarfile.TarInfo):
             info.name = text(block[:100])
         if block[156:157] == tarfile.AREGTYPE and info.isdir():
             info.type, info.name = tarfile.AREGTYPE, info.name + "/"    # another name may follow: see members()
+        if info.type == tarfile.GNUTYPE_SPARSE:
+            return info._proc_old_sparse(tar, block)
         return info._proc_member(tar)       # type: ignore[attr-defined]
 
     def _data(self, tar) -> bytes:
@@ -496,27 +518,53 @@ class Header(tarfile.TarInfo):
         setattr(info, field, name)
         return info
 
+    def _proc_old_sparse(self, tar, block: bytes) -> "Header":
+        """Where GNU tar's own magic number is not, another program's map may be; but it has one block, or who knows."""
+        is_gnu = block[257:265] == b"ustar  \0"
+        if not is_gnu and block[482]:
+            raise tarfile.HeaderError("a map in several blocks, and not GNU tar's")
+        extents, size = sparse.old_gnu(block, tar.fileobj.read) if is_gnu else ([], -1)
+        self._proc_builtin(tar)             # type: ignore[attr-defined]
+        self._put_holes(lambda: (extents, size, 0))
+        return self
+
+    def _put_holes(self, find_map: Callable[[], tuple[sparse.Extents, int, int]]) -> None:
+        """This is a sparse file; `find_map` gives its extents, its size, and how much of the data is the map itself."""
+        if self.size < 0:
+            raise tarfile.HeaderError("a size of less than nothing")
+        self.sparse = []                    # type: ignore[assignment]
+        self.stored = self.size
+        try:
+            extents, size, used = find_map()
+            self.pieces, self.size = sparse.pieces(extents, size, self.offset_data + used, self.stored - used), size
+        except sparse.MapError as error:
+            self.wrong = str(error)
+
     def _proc_pax(self, tar):
-        records = pax_records(self._data(tar)[:self.size])
+        records, holes = pax_records(self._data(tar)[:self.size])
         if self.type == tarfile.XGLTYPE:
-            if not records.keys() <= {"mtime"}:
+            if holes or not records.keys() <= {"mtime"}:
                 raise tarfile.HeaderError("all members would have one name or size")
             tar.pax_headers.update(records)     # _proc_builtin() applies them
             tar.offset = tar.fileobj.tell()     # for an archive may end here: that of an empty tree, by git
             return self.fromtarfile(tar)
         self.type = tarfile.XHDTYPE
         info = self._next(tar)
-        if "GNU.sparse" in records and not info.isreg():
+        if holes and not info.isreg() or info.issparse() and (holes or "size" in records):
             raise tarfile.HeaderError("sparse, and no file")
-        if "GNU.sparse" in records:
-            info.sparse = []                    # type: ignore[assignment]
         info._apply_pax_info(records, tar.encoding, tar.errors)     # type: ignore[attr-defined]
         info.name = records.get("GNU.sparse.name") or records.get("path", info.name)    # not cut at a final slash
         info.said = {field: getattr(info, field) for field, keywords in SAID.items() if keywords & records.keys()}
         if "size" in records:
             has_data = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
             tar.offset = info.offset_data + (info.size + 511 & -512 if has_data else 0)
+        if holes:
+            info._put_holes(partial(sparse.from_records, holes, partial(_read, tar.fileobj, info.size)))
         return info
+
+
+def _read(file, most: int, size: int) -> bytes:
+    return file.read(min(most, size))
 
 
 def text(field: bytes) -> str:
@@ -524,31 +572,35 @@ def text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
-def pax_records(data: bytes) -> dict[str, str]:
-    """Those records of a pax header that matter (POSIX pax, "pax Extended Header"); "GNU.sparse" if there are such."""
-    found, sparse, at = {}, set(), 0
+def pax_records(data: bytes) -> tuple[dict[str, str], dict[str, list[bytes]]]:
+    """(Those records of a pax header that matter, all values of those for sparse files without their "GNU.sparse.").
+
+    POSIX pax, "pax Extended Header".
+    """
+    found: dict[str, str] = {}
+    holes: dict[str, list[bytes]] = {}
+    at = 0
     while at < len(data) and data[at]:
         match = RECORD.match(data, at)
         end = at + int(match[1]) if match else 0
         if not match or not match.end() < end <= len(data) or data[end - 1] != ord("\n"):
             raise tarfile.HeaderError("no pax record")
-        keyword = text(match[2])
+        keyword, value = text(match[2]), data[match.end():end - 1]
         if keyword in ("path", "linkpath", "size", "mtime", "GNU.sparse.name"):
-            found[keyword] = data[match.end():end - 1].decode("utf-8", "surrogateescape")
+            found[keyword] = value.decode("utf-8", "surrogateescape")
         if keyword.startswith("GNU.sparse."):
-            found["GNU.sparse"] = ""
-            sparse.add(keyword.removeprefix("GNU.sparse."))
+            holes.setdefault(keyword.removeprefix("GNU.sparse."), []).append(value)
         at = end
-    if sparse and sparse.isdisjoint(("map", "numblocks", "major")):     # of formats 0.1, 0.0 and 1.0
+    if holes and not sparse.is_clear(holes):
         raise tarfile.HeaderError("sparse, and nothing says how")
     if not re.fullmatch("[0-9]{1,19}", found.get("size", "0"), re.ASCII):
         raise tarfile.HeaderError("no size")
-    return found
+    return found, holes
 
 
 # --- Members
 
-def members(path: str, fd: int, size: int) -> Iterator[tarfile.TarInfo]:
+def members(path: str, fd: int, size: int) -> Iterator[Header]:
     """Every member of the tar, in order. Raises ArchiveError for a file that is damaged, cut short or no tar."""
     with open(fd, "rb", closefd=False) as file:
         file.seek(0)                            # the position is the descriptor's
@@ -579,9 +631,9 @@ def _no_tar(path: str, start: bytes) -> str:
     return f"{path} is not a tar file, or damaged in its first header; {HOW_TO_PACK}"
 
 
-def _next(path: str, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+def _next(path: str, tar: tarfile.TarFile) -> Header | None:
     try:
-        member = tar.next()
+        member: Header | None = tar.next()      # type: ignore[assignment]
     except OSError as error:
         raise _unreadable(path, tar.offset, error) from error
     except Exception as error:
@@ -591,7 +643,7 @@ def _next(path: str, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     return member
 
 
-def _check_member(path: str, size: int, member: tarfile.TarInfo, last: int) -> None:
+def _check_member(path: str, size: int, member: Header, last: int) -> None:
     """tarfile takes any length for true; a negative one would lead it backwards, and round in circles.
 
     A file whose name ends in a slash is a directory for GNU tar, which takes what is in it for the next header.
@@ -599,9 +651,10 @@ def _check_member(path: str, size: int, member: tarfile.TarInfo, last: int) -> N
     is_directory_with_data = member.isreg() and member.size and member.name.endswith("/")
     if member.offset <= last or member.size < 0 or is_directory_with_data:
         _damaged(path, member.offset)
-    if member.isreg() and not member.issparse() and member.offset_data + member.size > size:
-        raise ArchiveError(f"{path} is cut short: {shown(encode(member.name))} should end at byte "
-                           f"{member.offset_data + member.size} and the file ends at {size}; copy it anew")
+    end = member.offset_data + (member.stored if member.issparse() else member.size)
+    if member.isreg() and end > size:
+        raise ArchiveError(f"{path} is cut short: {shown(encode(member.name))} should end at byte {end} and the file "
+                           f"ends at {size}; copy it anew")
 
 
 def _check_end(path: str, fd: int, size: int, offset: int) -> None:

@@ -6,11 +6,14 @@ import resource
 import stat
 import subprocess
 import sys
+from itertools import pairwise
 from typing import NamedTuple
 
 from support import MTIME, ROOT
 
 from archive import ArchiveError, Resource, open_archive
+from linux import zeros
+from sparse import HOLE_MAX
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -94,6 +97,44 @@ def long_name(name, kind=b"L"):
     return file(b"././@LongLink", name + b"\0", kind=kind, magic=GNU)
 
 
+# Sparse members: `extents` are (offset, bytes) each, of the file as it is extracted, which has `size` bytes.
+
+def old_sparse(name, extents, size, data, magic=GNU):
+    """With extents in the header, and more blocks of them behind it."""
+    size, *entries = [octal(number) if number < 8 ** 11 else base256(number) for number in (size, *sum(extents, ()))]
+    entries = [offset + length for offset, length in zip(entries[::2], entries[1::2], strict=True)]
+    block = bytearray(header(name, octal(len(data)), b"S", magic))
+    block[386:386 + 24 * len(entries[:4])] = b"".join(entries[:4])
+    block[482], block[483:495] = len(entries) > 4, size
+    blocks = [sign(bytes(block))]
+    for start in range(4, len(entries), 21):
+        rest = b"".join(entries[start:start + 21]).ljust(504, b"\0")
+        blocks.append((rest + bytes([len(entries) > start + 21])).ljust(BLOCK, b"\0"))
+    return b"".join(blocks) + padded(data)
+
+
+def sparse_0_0(name, extents, size, data):
+    pairs = [(b"GNU.sparse." + key, b"%d" % value) for extent in extents
+             for key, value in zip((b"offset", b"numbytes"), extent, strict=True)]
+    return pax((b"path", name), (b"GNU.sparse.size", b"%d" % size), (b"GNU.sparse.numblocks", b"%d" % len(extents)),
+               *pairs) + file(b"x", data)
+
+
+def sparse_0_1(name, extents, size, data):
+    return pax((b"GNU.sparse.size", b"%d" % size), (b"GNU.sparse.numblocks", b"%d" % len(extents)),
+               (b"GNU.sparse.name", name),
+               (b"GNU.sparse.map", b",".join([b"%d,%d" % extent for extent in extents]))) + file(b"x", data)
+
+
+def sparse_1_0(name, extents, size, data):
+    lines = b"".join([b"%d\n" % len(extents), *[b"%d\n%d\n" % extent for extent in extents]])
+    return pax((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.name", name),
+               (b"GNU.sparse.realsize", b"%d" % size)) + file(b"x", padded(lines) + data)
+
+
+SPARSE_FORMS = {"old GNU": old_sparse, "0.0": sparse_0_0, "0.1": sparse_0_1, "1.0": sparse_1_0}
+
+
 # --- writing what costs -------------------------------------------------------------------------------------------
 
 DEEP = b"/".join([b"n" * 199] * 19)         # a name of nearly 4 KiB
@@ -173,10 +214,19 @@ def served(path, **options):
     try:
         found = {name: resource.plain for name, resource in archive._index.items()
                  if isinstance(resource, Resource) and not name.endswith(b"/")}
-        check_places(archive.size, {(plain.offset, plain.length) for plain in found.values()})
+        check_places(archive.size, set(map(place, found.values())))
         return {name: archive.read(plain) for name, plain in found.items()}
     finally:
         archive.close()
+
+
+def place(plain):
+    """(offset, bytes) of what of a file is in the archive, one piece behind the other."""
+    stored = [span for span in plain.spans() if span[0] != zeros(HOLE_MAX)]
+    if not stored:
+        return plain.offset, 0
+    assert all(start + length == after for (start, length), (after, _) in pairwise(stored))
+    return stored[0][0], sum(length for _, length in stored)
 
 
 def check_places(size, places):

@@ -1,11 +1,15 @@
 """The index: what each path in a tar stands for, and every way a tar can be wrong."""
 
+import base64
+import contextlib
 import gc
 import gzip
+import hashlib
 import io
 import mmap
 import os
 import re
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -17,6 +21,7 @@ import brotli
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hostile_archives import END, file, link, sparse_1_0
 from support import zstd
 
 import archive as module
@@ -641,23 +646,90 @@ def test_gnu_tar_formats(tmp_path, form):
     archive.close()
 
 
-@pytest.mark.parametrize("options", [
-    ("--format=gnu",), ("--format=oldgnu",), ("--format=posix", "--sparse-version=0.0"),
-    ("--format=posix", "--sparse-version=0.1"), ("--format=posix", "--sparse-version=1.0"),
-])
-def test_sparse_files_are_not_served(tmp_path, options):
-    """Their bytes are not in the tar as they would have to be sent; what follows them is found nevertheless."""
+SPARSE_FILES = {
+    "a hole between": [(0, b"A" * 5000), ((2 << 20) - 5, b"END!!")],
+    "a hole behind": [(0, b"A" * 5000), (3 << 20, b"")],
+    "a hole in front": [(1 << 20, b"x" * 777)],
+    "nothing else": [(1 << 20, b"")],
+    "many": [(part << 20, b"data") for part in range(30)],      # enough for an extension header
+}
+SPARSE_TARS = [
+    ("tar", "--sparse", "--format=gnu"), ("tar", "--sparse", "--format=oldgnu"),
+    *[("tar", "--sparse", "--format=posix", f"--sparse-version={version}") for version in ("0.0", "0.1", "1.0")],
+    ("tar", "--sparse", "--hole-detection=raw"), ("bsdtar",),
+]
+
+
+@pytest.mark.parametrize("command", SPARSE_TARS, ids=" ".join)
+def test_sparse_files_are_served_as_they_were(tmp_path, command):
+    """And what follows them is found. bsdtar looks for holes unasked."""
+    if not shutil.which(command[0]):
+        pytest.skip(f"{command[0]} is not installed")
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "after").write_bytes(b"after")
-    with open(tmp_path / "site" / "before-sparse", "wb") as file:
-        for part in range(30):                  # many enough for an extension header
-            file.seek(part << 20)
-            file.write(b"data")
-    archive = gnu_tar(tmp_path, *options, "--sparse", "--hole-detection=raw", "--sort=name")
-    assert content(archive, b"/after") == b"after"
-    assert archive.find(b"/before-sparse") is None
-    assert archive.notes == ["not served: 1 sparse file: 'before-sparse'"]
-    archive.close()
+    for name, parts in SPARSE_FILES.items():
+        with open(tmp_path / "site" / name, "wb") as file:
+            for offset, data in parts:
+                file.truncate(offset)
+                file.seek(offset)
+                file.write(data)
+        (tmp_path / "site" / f"{name}.after").write_bytes(b"after")
+    subprocess.run([*command, "-C", tmp_path / "site", "-cf", tmp_path / "site.tar", "."], check=True)
+    assert (tmp_path / "site.tar").stat().st_size < 1 << 20
+    with open_to_close(tmp_path / "site.tar") as archive:
+        assert archive.notes == []
+        for name in SPARSE_FILES:
+            whole = (tmp_path / "site" / name).read_bytes()
+            found = archive.find(f"/{name}".encode()).plain
+            assert archive.read(found) == whole
+            assert (found.length, found.etag) == (len(whole), etag_of(whole))
+            assert content(archive, f"/{name}.after".encode()) == b"after"
+
+
+def open_to_close(path):
+    return contextlib.closing(open_archive(str(path)))
+
+
+def etag_of(data):
+    """The entity tag of the same bytes in a plain member."""
+    return b'"%b"' % base64.urlsafe_b64encode(hashlib.sha256(data).digest()[:12])
+
+
+def test_sparse_files_have_siblings_links_and_dates_as_others(tmp_path):
+    plain = bytes(512) + b"x" * 512
+    blocks = sparse_1_0(b"a.txt", [(512, 512)], 1024, plain[512:]) + file(b"a.txt.gz", gzip.compress(plain))
+    blocks += sparse_1_0(b"b.gz", [(512, 512)], 1024, b"y" * 512) + file(b"b", b"b") + link(b"l", b"a.txt")
+    blocks += link(b"h", b"a.txt", b"1")
+    (tmp_path / "site.tar").write_bytes(blocks + END)
+    with open_to_close(tmp_path / "site.tar") as archive:
+        found = archive.find(b"/a.txt")
+        assert [variant.coding for variant in found.variants] == ["gzip"]
+        assert (found.plain.mtime, found.plain.media_type) == (MTIME, b"text/plain")
+        for path in (b"/a.txt", b"/l", b"/h"):
+            assert content(archive, path) == plain
+        assert archive.find(b"/b").variants == ()
+        assert (archive.files, archive.bytes) == (4, 1024 + found.variants[0].length + 1024 + 1)
+
+
+@pytest.mark.parametrize(("start", "end", "expected"), [
+    (0, 100, [(900, 10), ("hole", 30), (910, 60)]), (0, 10, [(900, 10)]), (5, 15, [(905, 5), ("hole", 5)]),
+    (10, 40, [("hole", 30)]), (11, 12, [("hole + 1", 1)]), (39, 41, [("hole + 29", 1), (910, 1)]),
+    (99, 100, [(969, 1)]),
+])
+def test_spans_of_a_sparse_file(start, end, expected):
+    places = {"hole": 10_000, "hole + 1": 10_001, "hole + 29": 10_029}
+    rep = Representation(-1, 100, 0, "", b"", b"", ((900, 10), (10_000, 30), (910, 60)))
+    assert rep.spans(start, end) == tuple((places.get(place, place), length) for place, length in expected)
+    assert rep.spans() == rep.pieces
+    assert Representation(900, 100, 0, "", b"", b"").spans(start, end) == ((900 + start, end - start),)
+
+
+def test_no_room_for_zeros_is_an_error_of_the_archive(tmp_path, monkeypatch):
+    def refuse(_):
+        raise OSError(12, "no room")
+    (tmp_path / "site.tar").write_bytes(sparse_1_0(b"a", [(512, 0)], 512, b"") + END)
+    monkeypatch.setattr(module, "zeros", refuse)
+    with pytest.raises(ArchiveError, match="sparse files have some: no room"):
+        open_archive(str(tmp_path / "site.tar"))
 
 
 def test_gnu_long_names_and_raw_bytes(tmp_path):

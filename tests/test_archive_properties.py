@@ -92,11 +92,11 @@ def test_p06_what_is_served_is_what_gnu_tar_extracts(members):
 
 PATHS = [b"r", b"q/r", b"", b"r/", b"./r"]        # none of them below another: GNU tar could not have both
 PAX_SIZES = [b"0", b"5", b"512", b"1024", b"2048", b"x", b"", b"+5", b"1_0", b"-1"]
-PAX_SPARSE = [b"GNU.sparse." + word for word in (b"realsize", b"size", b"major", b"map")]
+PAX_SPARSE = [b"GNU.sparse." + word for word in (b"realsize", b"size", b"major", b"map", b"numblocks")]
 RECORDS = st.one_of(
     st.tuples(st.just(b"path"), st.sampled_from(PATHS)),
     st.tuples(st.just(b"size"), st.sampled_from(PAX_SIZES)),
-    st.tuples(st.sampled_from(PAX_SPARSE), st.sampled_from([b"0", b"1", b"1024"])),
+    st.tuples(st.sampled_from(PAX_SPARSE), st.sampled_from([b"0", b"1", b"1024", b"0,512", b"0,1024"])),
     st.tuples(st.sampled_from([b"mtime", b"comment", b"linkpath", b"hdrcharset"]), st.sampled_from([b"1", b"x", b"a"])))
 EXTENSIONS = st.one_of(
     st.builds(lambda records: pax(*records), st.lists(RECORDS, max_size=3)),

@@ -5,6 +5,7 @@ import tarfile
 from urllib.parse import urljoin, urlsplit
 
 import pytest
+from hostile_archives import END, old_sparse, sparse_1_0
 from support import FILES, LAST_MODIFIED, build_tar, prose
 
 FOUND = {
@@ -109,6 +110,51 @@ def test_of_two_members_with_one_name_the_last_is_served(start, tmp_path):
         member = other.getmember("a.txt")
         tar.addfile(member, other.extractfile(member))
     assert start(path).fetch("/a.txt").body == b"the second one"
+
+
+# --- files with holes ----------------------------------------------------------------------------------------------
+
+DATA = bytes(range(256)) * 2
+HOLE = 300 << 20            # more zeros than there are in memory
+HOLED = DATA + bytes(700_000) + DATA
+LARGE = len(DATA) + HOLE + len(DATA)
+
+
+@pytest.fixture
+def holed(tmp_path):
+    """A site of sparse files."""
+    path = tmp_path / "holed.tar"
+    path.write_bytes(sparse_1_0(b"a.bin", [(0, 512), (700_512, 512)], len(HOLED), DATA * 2)
+                     + sparse_1_0(b"large.bin", [(0, 512), (512 + HOLE, 512)], LARGE, DATA * 2)
+                     + old_sparse(b"zeros.bin", [(100_000, 0)], 100_000, b"") + END)
+    return path
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_files_with_holes(start, start_tls, holed, tls):
+    """In userspace, TLS reads what is in the file from the file, and zeros from memory."""
+    server = start_tls(holed, "--ktls=off") if tls else start(holed)
+    response = server.fetch("/a.bin")
+    assert (response.status, response.body) == (200, HOLED)
+    assert server.fetch("/zeros.bin").body == bytes(100_000)
+    assert server.fetch("/a.bin", if_none_match=response["ETag"]).status == 304
+    assert server.fetch("/a.bin", "HEAD")["Content-Length"] == str(len(HOLED))
+    for first, last in ((0, 0), (500, 600), (511, 512), (600, 9000), (0, len(HOLED) - 1), (700_000, 700_520)):
+        part = server.fetch("/a.bin", range=f"bytes={first}-{last}")
+        assert (part.status, part.body) == (206, HOLED[first:last + 1])
+        assert part["Content-Range"] == f"bytes {first}-{last}/{len(HOLED)}"
+    parts = server.fetch("/a.bin", range="bytes=500-520,5000-5010,-20")
+    assert parts.status == 206
+    assert all(b"\r\n\r\n" + part + b"\r\n--" in parts.body for part in (HOLED[500:521], bytes(11), HOLED[-20:]))
+
+
+def test_a_hole_that_is_larger_than_the_zeros_in_memory(start, holed):
+    server = start(holed)
+    part = server.fetch("/large.bin", range=f"bytes={LARGE - 600}-")
+    assert part.body == bytes(88) + DATA
+    assert part["Content-Range"] == f"bytes {LARGE - 600}-{LARGE - 1}/{LARGE}"
+    whole = server.fetch("/large.bin").body
+    assert (len(whole), whole[:512], whole[-512:], whole.count(b"\0")) == (LARGE, DATA, DATA, HOLE + 4)
 
 
 # --- redirects -----------------------------------------------------------------------------------------------------

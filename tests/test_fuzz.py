@@ -73,7 +73,7 @@ FAULTS = {
     "passfd: a file is taken": ("passfd", proxy, "is_stream", lambda fd: True),
     "tar: any name": ("tar", tar, "_wrong_name", lambda name: ""),
     "tar: tags of something else": ("tar", archive, "_read_batch",
-                                    lambda fd, path, batch: [archive.Content(b'"x"', True)] * len(batch)),
+                                    lambda fd, path, batch: [archive.Content(b'"x"', True, 0, b"")] * len(batch)),
     "links: a way out": ("links", tar, "_parent", lambda name: name.rpartition(b"/")[0]),
     "connection: it goes on after the last": ("connection", worker.Plain, "is_last", lambda *_: False),
     "tls: records are not counted": ("tls", tls, "split_records", lambda data: (2, b"")),

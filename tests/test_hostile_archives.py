@@ -5,13 +5,18 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
+from pathlib import Path
 from urllib.parse import quote_from_bytes
 
 import pytest
 from hostile_archives import (
-    END, GNU, KINDS, NO_MAGIC, base256, cost, file, gnu_tar, header, link, links_into_a_chain, links_with_long_names,
-    long_name, many, multiplied, octal, pax, record, refusal, served,
+    END, GNU, KINDS, NO_MAGIC, SPARSE_FORMS, USTAR, base256, cost, file, gnu_tar, header, link, links_into_a_chain,
+    links_with_long_names, long_name, many, multiplied, octal, old_sparse, pax, record, refusal, served, sign,
+    sparse_0_1,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import run_tarweb, wait_until
 
 from archive import open_archive
@@ -97,6 +102,14 @@ def test_p06_sizes_and_names_are_those_of_gnu_tar(write, tmp_path, case):
     assert extracted.files.items() <= found.items()
 
 
+def long_sparse(count=4, goes_on=0, offset=b"%011o\0" % 0, size=b"%011o\0" % 512, magic=GNU):
+    """A header of type S, and no more."""
+    block = bytearray(header(b"a", octal(SIZE), b"S", magic))
+    block[386:386 + 24 * count] = (offset + octal(512)) * count
+    block[482], block[483:495] = goes_on, size.ljust(12, b"\0")
+    return sign(bytes(block)) + INNER
+
+
 # GNU tar complains of these, and goes on as it thinks best, or takes one of two meanings. Nobody writes them.
 REFUSED = {
     "pax size is no number": sized(b"x"),
@@ -133,6 +146,20 @@ REFUSED = {
     "a long target and a pax one": AFTER + long_name(b"one", b"K") + pax((b"linkpath", b"after")) + link(b"l", b"x"),
     "a long name and a sparse one": long_name(b"one") + pax((b"GNU.sparse.map", b"0,0"), (b"GNU.sparse.name", b"two")) +
                                     file(b"a"),
+    "a sparse file without extents": pax((b"GNU.sparse.size", b"2048"), (b"GNU.sparse.numblocks", b"0"))
+                                     + file(b"a", INNER),
+    "a sparse map without their number": pax((b"GNU.sparse.size", b"2048"), (b"GNU.sparse.map", b"1024,1024"))
+                                         + file(b"a", INNER),
+    "a sparse map before their number": pax((b"GNU.sparse.size", b"2048"), (b"GNU.sparse.map", b"1024,1024"),
+                                            (b"GNU.sparse.numblocks", b"1")) + file(b"a", INNER),
+    "a sparse map of version 0": pax((b"GNU.sparse.realsize", b"2048"), (b"GNU.sparse.major", b"0"))
+                                 + file(b"a", INNER),
+    "a sparse map that ends and goes on": long_sparse(count=2, goes_on=1),
+    "a sparse map that has no numbers": long_sparse(offset=b"+00000000512"),
+    "a sparse size that is no number": long_sparse(size=b"0x1000"),
+    "a sparse map of several blocks, not GNU tar's": long_sparse(goes_on=1, magic=USTAR),
+    "a sparse size below 0": header(b"a", base256(-512), b"S", magic=GNU) + INNER,
+    "an old sparse member with a pax size": pax((b"size", b"512")) + old_sparse(b"a", [(0, 512)], 512, INNER[:512]),
     "a long name of gigabytes": header(b"L", octal(1 << 32), b"L") + file(b"a", b"x"),
     "a pax header of gigabytes": header(b"pax", octal(1 << 32), b"x") + file(b"a", b"x"),
     "a long name and no member": AFTER + long_name(b"one"),
@@ -153,22 +180,109 @@ def test_p06_what_can_be_read_in_two_ways_is_refused(write, case, before):
     assert re.fullmatch(r"\S+ is (not a tar|damaged|cut short)[^\n]+", said)
 
 
+FULL = bytes(range(1, 129)) * 4             # a block without zeros
+HOLES = {
+    "a hole in front": ([(1024, 512)], 1536, FULL),
+    "a hole behind": ([(0, 512), (5000, 0)], 5000, FULL),
+    "a hole between": ([(0, 512), (1024, 512)], 1536, FULL * 2),
+    "no hole": ([(0, 512)], 512, FULL),
+    "nothing but a hole": ([(5000, 0)], 5000, b""),
+    "libarchive's hole": ([(0, 0), (5000, 0)], 5000, b""),
+    "nothing at all": ([(0, 0)], 0, b""),
+    "the last block is not full": ([(512, 512), (2048, 9)], 2057, FULL + b"123456789"),
+    "extents without a hole between": ([(0, 512), (512, 512), (1024, 0)], 1024, FULL * 2),
+    "many extents": ([(number * 1024, 512) for number in range(1, 50)], 50 * 1024 - 512, FULL * 49),
+    "as many pieces as are served": ([(number * 1024 + 512, 512) for number in range(250)], 250 * 1024, FULL * 250),
+    "a hole of a gigabyte": ([(1 << 30, 512)], (1 << 30) + 512, FULL),
+}
+
+
+@pytest.mark.parametrize("case", HOLES)
+@pytest.mark.parametrize("form", SPARSE_FORMS)
+def test_p06_a_sparse_file_is_served_as_gnu_tar_extracts_it(write, tmp_path, form, case):
+    path = write(SPARSE_FORMS[form](b"a", *HOLES[case]), AFTER)
+    if case == "a hole of a gigabyte":
+        extents, size, data = HOLES[case]
+        assert served(path) == {b"/a": bytes(size - len(data)) + data, b"/after": b"AFTER"}
+        return
+    extracted = gnu_tar(path, tmp_path / "extracted")
+    assert (extracted.status, extracted.files) == (0, served(path))
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(st.sampled_from(list(SPARSE_FORMS.values())), st.data())
+def test_p06_sparse_files_at_random_are_refused_or_served_as_gnu_tar_extracts_them(form, data):
+    numbers = st.sampled_from([0, 0, 1, 100, 512, 512, 1024, 1536, 2048, 5000])
+    extents = data.draw(st.lists(st.tuples(numbers, numbers), max_size=5))
+    if data.draw(st.booleans()):
+        extents.sort()
+    size = data.draw(st.sampled_from([0, 512, 1024, 5000, sum(extents[-1]) if extents else 0]))
+    stored = data.draw(st.sampled_from([0, 512, 1000, sum(length for _, length in extents)]))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "site.tar"
+        path.write_bytes(form(b"a", extents, size, (FULL * 99)[:stored]) + AFTER + END)
+        if not refusal(path):
+            extracted, found = gnu_tar(path, f"{folder}/extracted"), served(path)
+            assert found[b"/after"] == b"AFTER"
+            assert found.get(b"/a") in (None, extracted.at(b"/a"))
+
+
+WRONG_MAPS = {
+    "it ends before the file": ([(0, 512)], 9999, FULL),
+    "it goes beyond the file": ([(0, 512), (1024, 512)], 1024, FULL * 2),
+    "it overlaps": ([(0, 512), (256, 512)], 768, FULL * 2),
+    "it is out of order": ([(1024, 512), (0, 512)], 1536, FULL * 2),
+    "it goes back to cut off": ([(0, 1024), (512, 0)], 512, FULL * 2),
+    "a block in the middle is not full": ([(0, 100), (1024, 100)], 1124, FULL[:200]),
+    "there is less in the tar": ([(0, 1024)], 1024, FULL),
+    "there is more in the tar": ([(0, 512)], 512, FULL * 2),
+    "too many pieces": ([(number * 1024 + 512, 512) for number in range(251)], 251 * 1024, FULL * 251),
+    "a hole of a petabyte": ([(1 << 50, 0)], 1 << 50, b""),
+    "holes of more than is hashed": ([(9 << 30, 0)], 9 << 30, b""),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_MAPS)
+@pytest.mark.parametrize("form", SPARSE_FORMS)
+def test_p05_what_tools_do_not_agree_on_in_a_sparse_file_is_not_served(write, form, case):
+    """What follows it is found, and a note names it."""
+    path = write(SPARSE_FORMS[form](b"a", *WRONG_MAPS[case]), AFTER)
+    assert served(path) == {b"/after": b"AFTER"}
+    assert re.search("not served: 1 sparse file (whose map is wrong|of too many pieces|with too large holes): 'a'",
+                     str(cost(path).notes))
+
+
+NUMBLOCKS = b"GNU.sparse.numblocks", b"1"
 SPARSE = {
-    "old GNU": header(b"a", octal(SIZE), b"S", magic=GNU) + INNER,
-    "0.0": pax((b"GNU.sparse.size", b"9999"), (b"GNU.sparse.numblocks", b"1"), (b"GNU.sparse.offset", b"0"),
-               (b"GNU.sparse.numbytes", b"1024")) + file(b"a", INNER),
-    "0.1": pax((b"GNU.sparse.size", b"9999"), (b"GNU.sparse.map", b"0,1024"), (b"GNU.sparse.name", b"n"))
-           + file(b"a", INNER),
-    "1.0": pax((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"9999"))
-           + file(b"a", b"1\n0\n512\n".ljust(512, b"\0") + INNER[:512]),
+    "old GNU without a map": header(b"a", octal(SIZE), b"S", magic=GNU) + INNER,
+    "a sparse file of another program": old_sparse(b"a", [(512, 512)], 1024, FULL, magic=USTAR),
     "a map that is none": pax((b"GNU.sparse.map", b"a,b")) + file(b"a", INNER),
     "a size in a map": pax((b"GNU.sparse.size", b"-5"), (b"GNU.sparse.map", b"-1,9999999")) + file(b"a", INNER),
+    "a map and no size": pax((b"GNU.sparse.map", b"0,1024")) + file(b"a", INNER),
+    "two sizes": pax(NUMBLOCKS, (b"GNU.sparse.map", b"0,1024"), (b"GNU.sparse.size", b"1024"),
+                     (b"GNU.sparse.realsize", b"1024")) + file(b"a", INNER),
+    "half an extent": pax((b"GNU.sparse.size", b"1024"), NUMBLOCKS, (b"GNU.sparse.map", b"0,1024,1024"))
+                      + file(b"a", INNER),
+    "another number of extents": pax((b"GNU.sparse.size", b"1024"), (b"GNU.sparse.numblocks", b"2"),
+                                     (b"GNU.sparse.map", b"0,1024")) + file(b"a", INNER),
+    "two maps": pax((b"GNU.sparse.size", b"1024"), NUMBLOCKS, (b"GNU.sparse.map", b"0,1024"),
+                    (b"GNU.sparse.map", b"0,1024")) + file(b"a", INNER),
+    "two formats": pax((b"GNU.sparse.size", b"1024"), NUMBLOCKS, (b"GNU.sparse.map", b"0,1024"),
+                       (b"GNU.sparse.offset", b"0"), (b"GNU.sparse.numbytes", b"1024")) + file(b"a", INNER),
+    "another version": pax((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"1"), (b"GNU.sparse.realsize", b"512"))
+                       + file(b"a", b"1\n0\n512\n".ljust(512, b"\0") + INNER[:512]),
+    "a map in the data that is none": pax((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"),
+                                          (b"GNU.sparse.realsize", b"512")) + file(b"a", INNER),
+    "a map in the data that does not end": pax((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"),
+                                               (b"GNU.sparse.realsize", b"512")) + file(b"a", b"2\n0\n512\n"),
+    "a map in the data of too many": pax((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"),
+                                         (b"GNU.sparse.realsize", b"512")) + file(b"a", b"99999\n"),
 }
 
 
 @pytest.mark.parametrize("case", SPARSE)
-def test_p05_no_byte_of_a_sparse_member_is_served(write, case):
-    """Its bytes lie in the archive otherwise than they would have to be sent; what follows it is found."""
+def test_p05_no_byte_of_a_sparse_member_without_a_good_map_is_served(write, case):
+    """What follows it is found."""
     assert served(write(SPARSE[case], AFTER)) == {b"/after": b"AFTER"}
 
 
@@ -212,6 +326,9 @@ COSTLY = {
     "long names without end": lambda: [long_name(b"n" * 1000)] * 20_000,
     "a sparse map without end": lambda: [header(kind=b"S", prefix=bytes(137) + b"\1"), *[b"\1" * 512] * 20_000],
     "a sparse map of many": lambda: [pax((b"GNU.sparse.map", b"1," * 500_000)), file(b"a")],
+    "a sparse map of many records": lambda: [pax(*[(b"GNU.sparse.offset", b"1")] * 200_000,
+                                                 (b"GNU.sparse.major", b"1")), file(b"a")],
+    "many large holes": lambda: many(2000, lambda number: sparse_0_1(b"%d" % number, [(1 << 30, 0)], 1 << 30, b"")),
 }
 
 

@@ -1224,6 +1224,13 @@ def test_mapping_where_the_file_system_shares_no_pages(tmp_path, monkeypatch):
         assert ctypes.string_at(linux.map_file(file.fileno(), 7), 7) == b"content"
 
 
+def test_zeros():
+    size = 10 << 20
+    address = linux.zeros(size)
+    assert linux.zeros(size) == address
+    assert ctypes.string_at(address, size) == bytes(size)
+
+
 def test_address_of():
     for buffer in (b"abc", bytearray(b"abc"), memoryview(bytearray(b"abc"))):
         assert ctypes.string_at(linux.address_of(buffer), 3) == b"abc"

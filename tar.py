@@ -382,14 +382,15 @@ def shown(name: bytes) -> str:
 
 CHUNK = 1 << 20             # bytes read at once
 
-# First bytes of what people take for a tar, what it is, and how a tar comes of it.
+# First bytes of what people take for a tar, what it is, what its name then ends in, and how a tar comes of it: with
+# such a name, and with any other.
 NO_TAR = (
-    (b"\x1f\x8b", "gzip-compressed", "run 'gunzip -k {}'"),
-    (b"BZh", "bzip2-compressed", "run 'bunzip2 -k {}'"),
-    (b"\xfd7zXZ\0", "xz-compressed", "run 'unxz -k {}'"),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "run 'unzstd {}'"),
-    (b"PK\x03\x04", "a zip file", "run 'unzip -d site {}' and 'tar -C site -cf site.tar .'"),
+    (b"\x1f\x8b", "gzip-compressed", (".gz", ".tgz"), "gunzip -k", "gzip -dc"),
+    (b"BZh", "bzip2-compressed", (".bz2", ".bz", ".tbz2", ".tbz"), "bunzip2 -k", "bzip2 -dc"),
+    (b"\xfd7zXZ\0", "xz-compressed", (".xz", ".txz"), "unxz -k", "xz -dc"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed", (".zst", ".tzst"), "unzstd", "zstd -dc"),
 )
+ZIP = b"PK\x03\x04"
 HOW_TO_PACK = "make one with 'tar -C SITE_DIRECTORY -cf site.tar .'"
 
 
@@ -625,10 +626,21 @@ def _open_tar(path: str, fd: int, file) -> tarfile.TarFile:
 
 
 def _no_tar(path: str, start: bytes) -> str:
-    for magic, what, remedy in NO_TAR:
+    name = shlex.quote(path)
+    for magic, what, suffixes, command, to_output in NO_TAR:
         if start.startswith(magic):
-            return f"{path} is {what}; tarweb serves plain tar: {remedy.format(shlex.quote(path))}"
+            return f"{path} is {what}; tarweb serves plain tar: run '" + (
+                f"{command} {name}'" if path.endswith(suffixes) else f"{_unpack(to_output, path)}'")
+    if start.startswith(ZIP):
+        return (f"{path} is a zip file; tarweb serves plain tar: run 'unzip -d site {name}' and "
+                "'tar -C site -cf site.tar .'")
     return f"{path} is not a tar file, or damaged in its first header; {HOW_TO_PACK}"
+
+
+def _unpack(to_output: str, path: str) -> str:
+    """A command that works for any name; without a shell it could not say where to write."""
+    script = f"{to_output} {shlex.quote(path)} > {shlex.quote(path.removesuffix('.tar') + '.plain.tar')}"
+    return 'sh -c "' + re.sub(r'(["\\$`])', r"\\\1", script) + '"'
 
 
 def _next(path: str, tar: tarfile.TarFile) -> Header | None:

@@ -9,6 +9,7 @@ import io
 import mmap
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -845,6 +846,23 @@ def test_compressed(tmp_path, suffix, start, command):
     path = tmp_path / f"my site.tar.{suffix}"
     path.write_bytes(start)
     assert f"{command} '{path}'" in refusal(path)
+
+
+@pytest.mark.parametrize("tool", ["gzip", "bzip2", "xz", "zstd"])
+@pytest.mark.parametrize("name", ["site.tar", "my site.tar", "it's a site", "s.tgz", "s.tbz2", "s.txz", "s.tzst"])
+def test_the_advice_for_a_compressed_tar_works_whatever_its_name(tmp_path, tool, name):
+    if not shutil.which(tool):
+        pytest.skip(f"{tool} is not installed")
+    path = tmp_path / name
+    tar = Path(write_tar(tmp_path / "plain", [member("a", b"a")])).read_bytes()
+    path.write_bytes(subprocess.run([tool, "-c"], input=tar, capture_output=True, check=True).stdout)
+    command = re.search("run '(.*)'$", refusal(path))[1]
+    before = set(tmp_path.iterdir())
+    for run in (shlex.split(command), ["sh", "-c", command]):
+        subprocess.run(run, cwd=tmp_path, stdin=subprocess.DEVNULL, check=True)
+        [made] = set(tmp_path.iterdir()) - before
+        assert made.read_bytes() == tar
+        made.unlink()
 
 
 def test_zip(tmp_path):

@@ -16,11 +16,11 @@ from linux import SEND_FLAGS
 
 SEND_GRACE = 10             # seconds that any send may take, whatever the rate floor says
 
-# Operations: an operation's tag has its number in bits 24-31 and a descriptor in bits 0-23. What each completion leads
-# to stands in one table, Worker.handlers. A receive's tag is its slot alone, a plain send's is next: see Worker.run.
+# Operations: an operation's tag has its number in bits 24-31 and a descriptor in bits 0-23. A receive's tag is its slot
+# alone, a plain send's is next: Worker.run knows these two. What all others lead to is in one table, Worker.handlers.
 (RECV, SEND,                            # of Plain, which the loop knows
  SHUTDOWN, RECV_HANDSHAKE, FLIGHT, KEYS, ATTACH, RECV_TLS, SEND_TLS, LOAD, CONTROL, GOODBYE,     # of one connection
- ACCEPT, CANCEL, CLOSE, TICK, SIGNAL, LOG, DAMAGE,                                               # of the worker
+ ACCEPT, CANCEL, CLOSE, TICK, SIGNAL, LOG, DAMAGE,                               # of the worker: ACCEPT and above
  ) = (number << 24 for number in range(19))
 SLOT = (1 << 24) - 1
 EPOCHS = (1 << 31) - 1
@@ -117,7 +117,7 @@ class Connection:
         self.attached = False       # whether the kernel is ready to take over TLS
         self.recv_tag = self.send_tag = 0       # of its receive and send in flight, without the slot
         self.send_flags = SEND_FLAGS            # of its sends, send(2)
-        self.service = None         # what it was accepted for
+        self.service = None         # what it was accepted for, while a PROXY header is to come
         self.peer = b""             # the client's address, where that is asked for
         self.client = b""           # the same as it stands in the access log
         self.head = b""             # the request head that the access log is to tell of
@@ -172,8 +172,9 @@ class Connections:
         self.on_freed = lambda connection: None
 
     def move(self, connection, event):
-        """Where a connection changes state: here, and with the same words where `REQUEST` and `SENT` are too frequent
-        for a call (Worker.run, Http1.send, Http1.begin_body, UserspaceTls)."""
+        """Where a connection changes state. The steps that are written out instead: REQUEST and SENT where they are too
+        frequent for a call (Worker.run, Http1.send, UserspaceTls.answer and on_sealed_sent), with them CONTINUE; and
+        BODY_AHEAD (Http1.begin_body), which leaves `since` as it is."""
         connection.state = connection.state[event]
         connection.since = self.tick
 

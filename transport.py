@@ -61,7 +61,7 @@ def add_tls(worker: Worker, tls, plain_listeners=(), plain_site=None):
         worker.acceptor.services[listener] = plain if listener in plain_listeners else service._replace(
             transport=handshake)
     for part in (handshake, userspace, kernel, farewell):
-        worker.connection_handlers.update(part.handlers())
+        worker.handlers.update(part.handlers())
     worker.clock.sites.append(plain_site)
     worker.clock.every_second += [plain_site.tick, tls.credentials.renew_tickets]
     worker.handshake, worker.userspace, worker.farewell = handshake, userspace, farewell

@@ -16,8 +16,8 @@ import http1
 from acceptor import Acceptor, Service
 from clock import Clock
 from connection import (
-    ACCEPTED, BODY, BODY_AHEAD, BYTES, CANCEL, CLOSE, CLOSING, CONTINUE, HEAD, IDLE, INTERIM, LAST, LINGER, PREFACE,
-    REQUEST, RESPONSE, SEND, SENT, SHUTDOWN, SLOT, Connections,
+    ACCEPT, ACCEPTED, BODY, BODY_AHEAD, BYTES, CANCEL, CLOSE, CLOSING, CONTINUE, HEAD, IDLE, INTERIM, LAST, LINGER,
+    PREFACE, REQUEST, RESPONSE, SEND, SENT, SHUTDOWN, SLOT, Connections,
 )
 from linux import (
     CQE_BUFFER, CQE_BUFFER_SHIFT, CQE_MORE, CQE_SKIP_SUCCESS, LINK, MADV_POPULATE_READ, MSG_WAITALL, OP_SENDMSG,
@@ -54,8 +54,8 @@ class Worker:
         self.stale = 0                          # completions of an earlier epoch
         # Every operation but RECV and SEND: what its completion leads to. Those of one connection are called with it,
         # the result and flags, those of the worker with the descriptor in place of the connection.
-        self.connection_handlers = self.plain.handlers()
-        self.handlers = {**self.acceptor.handlers(), **self.clock.handlers(), CLOSE: on_close_failure,
+        self.handlers = {**self.plain.handlers(), **self.acceptor.handlers(), **self.clock.handlers(),
+                         CLOSE: on_close_failure,
                          CANCEL: lambda *_: None}       # completes only if it has failed: what it was for has ended
 
     # the loop: the hot path is written out in it, and it is kept on one screen
@@ -133,9 +133,9 @@ class Worker:
 
     def dispatch(self, operation, slot, epoch, result, flags):
         """Hand a completion to its handler."""
-        handler = self.connection_handlers.get(operation)
-        if handler is None:
-            self.handlers[operation](slot, result, flags)
+        handler = self.handlers[operation]
+        if operation >= ACCEPT:
+            handler(slot, result, flags)
             return
         connection = self.connections.slots[slot]
         if epoch == connection.epoch:

@@ -130,7 +130,7 @@ def holed(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "over TLS"])
 def test_files_with_holes(start, start_tls, holed, tls):
     """In userspace, TLS reads what is in the file from the file, and zeros from memory."""
     server = start_tls(holed, "--ktls=off") if tls else start(holed)

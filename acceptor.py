@@ -1,7 +1,7 @@
 """Who comes in: connections accepted on listeners or passed by another process, and who makes room for them.
 
 As long as there is room, accepting is a multishot operation; when the table is nearly full it is done one by one, and
-when it is full the connection that has been idle longest is closed (Eviction), or the new one waits.
+when it is full a connection that is not in use makes room (Eviction), or the new one waits.
 """
 
 import errno
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import linux
 from connection import (
-    ACCEPT, CANCEL, CLOSING, FREE, PREFACED, SEND_GRACE, Connection, Connections,
+    ACCEPT, CANCEL, CLOSING, FREE, IDLE, INTERIM, PREFACED, RESPONSE, SEND_GRACE, Connection, Connections,
 )
 from linux import CQE_MORE, MSG_CMSG_CLOEXEC
 
@@ -304,10 +304,10 @@ class Eviction:
         """First those whose client owes a request or has been answered; then those whose client does not read, who
         would lose something; then those in use, answered within the second."""
         for connection in self.connections:
-            until = safe_until(connection)
+            until, state = safe_until(connection), connection.state
             if until > monotonic:
-                rank = 2 if connection.is_answered else None
-            elif connection.is_sending:
+                rank = 2 if state is IDLE and connection.plan is not None else None
+            elif state is RESPONSE or state is INTERIM:
                 rank = None if self.still_reads(connection, monotonic) else 1
             else:
                 rank = 0
@@ -335,11 +335,12 @@ def safe_until(connection):
     """When it can be a connection's turn to be ended in favour of another, in seconds: a little after it began to owe a
     request, or a part of one, or ceased to read. For one that was answered, at the end of the second in which it was:
     whoever is in use goes behind those that have said nothing for as long."""
-    if connection.state is FREE or connection.state is CLOSING:
+    state = connection.state
+    if state is FREE or state is CLOSING:
         return math.inf
-    if connection.is_sending:
+    if state is RESPONSE or state is INTERIM:
         return max(began(connection), connection.acked_at) + STALL
-    return began(connection) + (1 if connection.is_answered else OWING)
+    return began(connection) + (1 if state is IDLE and connection.plan is not None else OWING)
 
 
 class Addresses:

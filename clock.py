@@ -21,6 +21,7 @@ SIGNALS = signal.SIGTERM, END_NOW, LOOK_AGAIN, signal.SIGUSR1, signal.SIGUSR2   
 IGNORED = signal.SIGINT, signal.SIGQUIT, signal.SIGHUP          # a terminal's are for the parent alone
 FRESH = 1                       # seconds that a new connection's first request is waited for at the end
 LINGER_SECONDS = 10             # how long a client that may still be sending is listened to after its last response
+CLOSED_WITHIN = 10              # seconds that operations which were cancelled may take to end before that is an error
 RETIRING = 1                    # seconds that a retiring worker goes on to accept those who wait
 LOG_GRACE = 5                   # seconds that the end waits for the access log to be written
 NEVER = float("inf")            # a tick
@@ -67,6 +68,7 @@ class Clock:
         self.signals, self.publish, self.damage = signals, publish, damage
         self.signal_byte, self.timespec = bytearray(1), bytearray(16)
         self.stop_at: float | None = None
+        self.stuck: set[tuple[int, int]] = set()
         self.every_second = [site.tick for site in sites]
         if access_log is not None:
             self.every_second.append(access_log.tick)
@@ -97,11 +99,11 @@ class Clock:
         for function in self.every_second:
             function(wall)
         self.acceptor.make_room()
-        stuck = 0
+        stuck = set()
         for connection in self.connections.slots:
             if connection.state is not FREE and tick - connection.since > self.patience(connection):
                 if connection.state is CLOSING:
-                    stuck += 1
+                    stuck.add((connection.slot, connection.epoch))
                 else:
                     self.counts.timed_out += 1
                     self.on_timeout(connection)
@@ -120,7 +122,7 @@ class Clock:
             return SEND_GRACE + size // self.limits.min_rate
         if self.connections.stopping and state in (IDLE, PREFACE):
             return FRESH
-        return LINGER_SECONDS if state is LINGER else self.limits.header_timeout
+        return CLOSED_WITHIN if state is CLOSING else LINGER_SECONDS if state is LINGER else self.limits.header_timeout
 
     def on_timeout(self, connection):
         if connection.state is BODY or connection.state is HEAD:
@@ -131,12 +133,12 @@ class Clock:
         self.connections.end(connection)
 
     def report_stuck(self, stuck):
-        """Connections that cannot be closed, since an operation on them does not end although it was cancelled: the
-        kernel waits for a disk, perhaps, that does not answer. Their slots are taken until it does."""
-        if stuck > self.counts.stuck:
+        """Connections (slot, epoch) that cannot be closed, since an operation on them does not end although it was
+        cancelled: the kernel waits for a disk, perhaps, that does not answer. Their slots are taken until it does."""
+        if stuck - self.stuck:
             log.error("%d connections cannot be closed: the kernel does not end what it does for them, such as reading "
-                      "the archive; look at the disk it is on", stuck)
-        self.counts.stuck = stuck
+                      "the archive; look at the disk it is on", len(stuck))
+        self.stuck, self.counts.stuck = stuck, len(stuck)
 
     def count(self):
         """Bring up to date what of the counts is not counted as it happens, and publish them."""
@@ -177,7 +179,7 @@ class Clock:
         if number == signal.SIGUSR2:
             self.retire()
         elif number == END_NOW:
-            self.stop_at = self.connections.tick
+            self.stop_at, self.acceptor.accepting = self.connections.tick, False
         elif number != signal.SIGUSR1 and not self.connections.stopping:
             self.stop()
 

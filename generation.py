@@ -116,9 +116,10 @@ class Generation:
         return library
 
     def responders(self):
-        """For each host (bytes; b"" is the default) the Responder."""
-        return {host.encode(): Responder(Layers(layers) if len(layers) > 1 else layers[0], self.options.cache_control)
-                for host, layers in self.layers.items()}
+        """For each host (bytes; b"" is the default) the Responder: the same one for hosts of the same archive."""
+        by_archive = {layers[0]: Responder(Layers(layers) if len(layers) > 1 else layers[0], self.options.cache_control)
+                      for layers in self.layers.values()}
+        return {host.encode(): by_archive[layers[0]] for host, layers in self.layers.items()}
 
     # the files
 

@@ -186,7 +186,8 @@ class Memo:
     def remember(self, request, plan):
         """From its third time on, `request` (the bytes of one whole request without a body) gets `plan` at once."""
         size = REQUEST_OVERHEAD + len(request)
-        if len(request) > MEMO_REQUEST or plan.lazy and plan.total > LAZY_MEMO or not self.came_before(hash(request)):
+        if (len(request) > MEMO_REQUEST or plan.lazy and plan.total > LAZY_MEMO or not self.came_before(hash(request))
+                or request in self.by_request):
             return
         if self.request_room < size:
             gone, _ = self.by_request.popitem()
@@ -305,5 +306,6 @@ class VirtualHosts(Site):
 
 def make_site(memo, responders):
     """The Site, or VirtualHosts, for reply.Responders by host: b"" stands for all others."""
-    sites = {host: Site(memo, responder.reply, responder.expand) for host, responder in responders.items()}
+    made = {responder: Site(memo, responder.reply, responder.expand) for responder in responders.values()}
+    sites = {host: made[responder] for host, responder in responders.items()}
     return sites[b""] if list(sites) == [b""] else VirtualHosts(memo, sites)

@@ -24,7 +24,7 @@ import linux
 from acceptor import Service
 from connection import (
     ATTACH, CANCEL, CLOSING, CONTROL, FLIGHT, GOODBYE, HANDSHAKE, IDLE, KEYS, LINGER, LOAD, RECV, RECV_HANDSHAKE,
-    RECV_TLS, REQUEST, SECURED, SEND, SEND_TLS, SENT, UNSECURED,
+    RECV_TLS, REQUEST, RESPONSE, SECURED, SEND, SEND_TLS, SENT, UNSECURED,
 )
 from http1 import HttpError
 from ktls import ALERT, CLOSE_NOTIFY, INFO_SIZE, ULP, USER_CANCELED
@@ -229,9 +229,8 @@ class Handshake(Plain):
 
     def refuse_plaintext(self, connection):
         """Somebody speaks plain HTTP here."""
-        connection.transport, connection.protocol, connection.site = self.plain.transport, self.plain.protocol, (
-            self.plain.site)
-        connection.recv_tag = RECV
+        connection.transport, connection.protocol, connection.recv_tag = self.plain.transport, self.plain.protocol, RECV
+        connection.site, connection.known = self.plain.site, self.plain.site.known
         connection.protocol.refuse(connection, HttpError(400, PLAIN_HTTP))
         connection.transport.go_on(connection)
 
@@ -316,7 +315,13 @@ class Handshake(Plain):
         setattr(self.counts, name, getattr(self.counts, name) + 1)
         self.connections.move(connection, SECURED)
         data, connection.pending = connection.pending, b""
-        if data:
+        plan = connection.known(data)
+        if plan is not None:
+            self.counts.memo_hits += 1
+            connection.head = data
+            connection.protocol.send(connection, plan)
+            connection.transport.go_on(connection)
+        elif data:
             connection.protocol.on_data(connection, data)
         elif not session.at_end:
             connection.transport.receive(connection, multishot=False)       # as for any first request
@@ -415,6 +420,12 @@ class UserspaceTls(Plain):
 
     # receiving
 
+    def go_on(self, connection):
+        """As ever; but what comes behind the end of TLS is not read while a response is being sent."""
+        session = connection.session
+        if not (connection.is_sending and (session.at_end or session.ended)):
+            super().go_on(connection)
+
     def on_received(self, connection, result, flags):
         """Ciphertext. The common case, exactly one record, of application data, is written out here; `Engine.feed` has
         all others."""
@@ -429,7 +440,10 @@ class UserspaceTls(Plain):
         if session.at_end or session.ended:
             engine.give_back(i)
             connection.unread = True            # nobody reads it, and the client may go on
-            self.go_on(connection)
+            if connection.is_sending and connection.receiving:
+                self.connections.cancel_receive(connection)
+            else:
+                self.go_on(connection)
             return
         try:
             if not session.tail and int.from_bytes(pool[at + 3:at + 5], "big") + RECORD_HEADER == result:
@@ -445,7 +459,7 @@ class UserspaceTls(Plain):
             log.debug("TLS broken: %s", error)
             self.connections.end(connection)
             return
-        if connection.state is IDLE and connection.receiving and not session.at_end:
+        if connection.state is IDLE and not session.at_end:
             plan = connection.known(data)
             if plan is not None:
                 connection.head = data
@@ -454,6 +468,8 @@ class UserspaceTls(Plain):
                 else:
                     self.counts.memo_hits += 1
                     connection.protocol.send(connection, plan)
+                if not connection.receiving:
+                    self.go_on(connection)
                 return
         self.on_plaintext(connection, session, data)
 
@@ -541,7 +557,7 @@ class UserspaceTls(Plain):
 
     def is_last(self, connection, plan):
         """As ever; and once close_notify has gone with a response, nothing can come behind it."""
-        return super().is_last(connection, plan) or connection.session.ended
+        return super().is_last(connection, plan) or connection.state is RESPONSE and connection.session.ended
 
     def on_sealed_sent(self, connection, result, _):
         session = connection.session

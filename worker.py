@@ -227,7 +227,8 @@ class Plain:
         self.on_last_data(connection, result)
 
     def on_last_data(self, connection, result=0):
-        """The client will send no more: what it has asked is answered, then the connection ends."""
+        """The client will send no more (0): what it has asked is answered, then the connection ends. Or it is broken
+        (-errno)."""
         if result == 0 and (connection.is_sending or connection.state is LINGER and connection.sending):
             connection.at_end = connection.attention = True     # what the client asked before is still answered
         else:
@@ -332,7 +333,7 @@ class Http1:
     # from bytes to a response
 
     def on_data(self, connection, data):
-        """Bytes that are not, by themselves, a request known from before."""
+        """Bytes that the loop has not answered itself."""
         state = connection.state
         if state is IDLE:
             request = http1.known_request(data)

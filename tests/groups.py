@@ -85,7 +85,8 @@ def run_http_tests(program):
     """Run the tests of HTTP with another copy of the server."""
     outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     ended = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
-                            "-k", "not TLS", *(ROOT / "tests" / name for name in HTTP_TESTS)], cwd=ROOT, stdin=subprocess.DEVNULL,
+                            "-k", "not TLS", *(ROOT / "tests" / name for name in HTTP_TESTS)], cwd=ROOT,
+                           stdin=subprocess.DEVNULL,
                            env=outer | {"TARWEB_PROGRAM": str(program)}, capture_output=True, text=True, timeout=110,
                            check=False)
     assert ended.returncode == 0, ended.stdout

@@ -1243,6 +1243,55 @@ def test_p10_a_connection_that_the_kernel_does_not_let_go_of_is_logged_and_count
     perform_secure(script, clock, in_userspace)
 
 
+@pytest.mark.parametrize("after", ("handshake", "request"))
+def test_what_comes_behind_close_notify_is_not_read_on_and_on(clock, in_userspace, after):
+    """While a response is being sent that the client does not take: else a flood would cost the worker its time."""
+    def script(kernel, worker):
+        client = call(kernel, hold=after == "handshake", room=10_000)
+        if after == "handshake":
+            while not client.peer.done:
+                client.push()
+                yield from settle(kernel)
+        yield from settle(kernel)
+        client.room = 0
+        client.ask(get(b"/large"))
+        client.say_goodbye()
+        client.push()
+        yield from settle(kernel)
+        before = client.delivered
+        for _ in range(300):
+            client.incoming.append(bytes(4096))
+            yield from settle(kernel)
+        assert client.delivered - before <= 2 * worker.engine.buffer_count * worker.engine.buffer_size
+        assert not worker.connections.slots[client.slot].receiving
+        client.room = 10 ** 7
+        yield from settle(kernel)
+        assert client.received.endswith(content(b"/large")) and client.notified
+
+    perform_secure(script, clock, in_userspace)
+
+
+def test_a_known_request_with_the_end_of_the_handshake_is_one(clock, in_userspace):
+    """It is not parsed, and does not take up room in the memo again and again."""
+    def script(kernel, worker):
+        for _ in range(9):
+            client = call(kernel, hold=True)
+            client.push()
+            yield from settle(kernel)
+            assert client.peer.done
+            client.ask(get(b"/one"))
+            yield from settle(kernel)
+            assert statuses(client) == [200]
+        assert worker.counts.memo_hits >= 6
+        assert worker.counts.memo_misses <= 3
+        memo = worker.site.memo
+        room = memo.request_room
+        memo.remember(get(b"/one"), worker.site.known(get(b"/one")))
+        assert memo.request_room == room, "what is remembered takes no room a second time"
+
+    perform_secure(script, clock, in_userspace)
+
+
 def test_pipelining_without_reading_is_bounded(clock, engine):
     def script(kernel, worker):
         client = call(kernel, room=10_000)

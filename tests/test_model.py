@@ -222,7 +222,7 @@ def who_waits_for_room_forgotten(patch):
 
 @fault
 def no_entering_after_a_full_queue(patch):
-    original = uring.check
+    original = uring.permitted
     patch(uring, "ignore_passing", lambda result: (
         None if -result in (errno.EINTR, errno.EAGAIN) else original(result, "io_uring_enter")))
 

@@ -7,6 +7,7 @@ context, and OpenSSL takes the one that a client can verify.
 
 import contextlib
 import ctypes
+import itertools
 import logging
 import os
 import re
@@ -25,6 +26,8 @@ from openssl import (
 CIPHERS = b":".join(b"ECDHE-%b-%b" % (key, cipher) for cipher in (
     b"AES128-GCM-SHA256", b"AES256-GCM-SHA384", b"CHACHA20-POLY1305") for key in (b"ECDSA", b"RSA"))
 GROUPS = b"X25519MLKEM768:X25519:P-256:P-384", b"X25519:P-256:P-384"        # the first of them that OpenSSL knows
+# Keys for which clients have a signature algorithm (RFC 8446 section 4.2.3), by OpenSSL's names.
+USABLE_KEYS = {"RSA", "RSA-PSS", "prime256v1", "secp384r1", "secp521r1", "ED25519", "ED448"}
 PROTOCOLS = b"\x08http/1.1\x08http/1.0"     # each behind its length, the better one first (RFC 7301 sections 3.1 and 6)
 SESSION_ID_CONTEXT = b"tarweb"
 NO_MORE = "no start line"   # what OpenSSL says of a file in which it finds nothing that it is looking for
@@ -157,6 +160,10 @@ class Credentials:
             self.warnings.append(f"{certificate_file} has the names and the type of key of one before it, "
                                  "so no client will get it")
         kinds.add(kind)
+        sort = self.sort(key)
+        if sort not in USABLE_KEYS:
+            self.warnings.append(f"the key in {key_file} is of {sort}, which no client can use: have one of P-256 made "
+                                 "(openssl genpkey -algorithm ec -pkeyopt ec_paramgen_curve:P-256), and a certificate")
         self.use(context, chain, key, certificate_file, key_file)
         if contexts and not names:
             self.warnings.append(f"{certificate_file} names no host, so no client will get it: "
@@ -196,9 +203,11 @@ class Credentials:
         if openssl.SSL_CTX_use_certificate(context, chain[0]) != 1:
             raise CredentialsError(f"{certificate_file}: OpenSSL refuses the certificate: {openssl.reason()}")
         if openssl.SSL_CTX_use_PrivateKey(context, key) != 1 or openssl.SSL_CTX_check_private_key(context) != 1:
+            fits = [i for i, other in enumerate(chain, 1) if openssl.X509_check_private_key(other, key) == 1]
             openssl.ERR_clear_error()
-            raise CredentialsError(f"{key_file} is not the key of {certificate_file}: "
-                                   "give --tls-key for each --tls-cert, in the same order")
+            advice = (f"it is that of certificate {fits[0]} in it, and the server's own certificate has to be the first"
+                      if fits else "give --tls-key for each --tls-cert, in the same order")
+            raise CredentialsError(f"{key_file} is not the key of {certificate_file}: {advice}")
         for certificate in chain[1:]:
             if openssl.SSL_CTX_ctrl(context, openssl.CTRL_CHAIN_CERT, 1, certificate) != 1:
                 raise CredentialsError(f"{certificate_file}: OpenSSL refuses a certificate of the chain: "
@@ -239,6 +248,11 @@ class Credentials:
             self.warnings.append(f"the certificate in {path} has expired: browsers will refuse it")
         if openssl.X509_cmp_current_time(openssl.X509_get0_notBefore(chain[0])) > 0:
             self.warnings.append(f"the certificate in {path} is not valid yet: browsers will refuse it")
+        for i, (certificate, issuer) in enumerate(itertools.pairwise(chain), 1):
+            if openssl.X509_check_issued(issuer, certificate) != openssl.X509_V_OK:
+                self.warnings.append(f"{path}: certificate {i + 1} in it has not issued certificate {i}: the server's "
+                                     "own has to be the first, and behind each the one that has issued it")
+                break
         return chain
 
     def read_key(self, path):
@@ -251,6 +265,14 @@ class Credentials:
         if self.callbacks.encrypted:
             raise CredentialsError(f"the key in {path} is encrypted: 'openssl pkey -in {path} -out FILE' decrypts it")
         raise CredentialsError(f"{path} holds no private key in PEM (-----BEGIN PRIVATE KEY-----)")
+
+    def sort(self, key):
+        """The curve of a key of ECDSA, else its algorithm, as OpenSSL calls them."""
+        name = ctypes.create_string_buffer(64)
+        if self.openssl.EVP_PKEY_get_group_name(key, name, len(name), None) == 1:
+            return name.value.decode()
+        self.openssl.ERR_clear_error()
+        return self.openssl.EVP_PKEY_get0_type_name(key).decode()
 
     # names
 

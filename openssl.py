@@ -22,20 +22,21 @@ FUNCTIONS = {   # name: the types of its result and its arguments
     "ASN1_STRING_get0_data": "PP", "ASN1_STRING_length": "iP", "BIO_ctrl": "lPilP", "BIO_ctrl_pending": "LP",
     "BIO_free": "iP", "BIO_new": "PP", "BIO_new_mem_buf": "PPi", "BIO_s_mem": "P", "BIO_up_ref": "iP",
     "ERR_clear_error": "-", "ERR_get_error": "L", "ERR_reason_error_string": "sL", "EVP_PKEY_free": "-P",
-    "EVP_PKEY_get_base_id": "iP", "EVP_sha256": "P", "EVP_sha384": "P", "GENERAL_NAME_get0_value": "PPP",
-    "GENERAL_NAMES_free": "-P", "HMAC": "PPPiPLPP", "OPENSSL_hexstr2buf_ex": "iPLPPc", "OPENSSL_sk_num": "iP",
-    "OPENSSL_sk_value": "PPi", "OpenSSL_version": "si", "PEM_read_bio_PrivateKey": "PPPPP",
-    "PEM_read_bio_X509": "PPPPP", "RAND_priv_bytes": "iPi", "SSL_CIPHER_get_protocol_id": "HP",
-    "SSL_CTX_callback_ctrl": "lPiP", "SSL_CTX_check_private_key": "iP", "SSL_CTX_ctrl": "lPilP", "SSL_CTX_free": "-P",
-    "SSL_CTX_new": "PP", "SSL_CTX_set_alpn_select_cb": "-PPP", "SSL_CTX_set_cipher_list": "iPs",
-    "SSL_CTX_set_keylog_callback": "-PP", "SSL_CTX_set_num_tickets": "iPL", "SSL_CTX_set_options": "LPL",
-    "SSL_CTX_set_session_id_context": "iPsI", "SSL_CTX_use_certificate": "iPP", "SSL_CTX_use_PrivateKey": "iPP",
-    "SSL_do_handshake": "iP", "SSL_free": "-P", "SSL_get_client_random": "LPPL", "SSL_get_current_cipher": "PP",
-    "SSL_get_error": "iPi", "SSL_get_server_random": "LPPL", "SSL_get_servername": "sPi", "SSL_get_session": "PP",
-    "SSL_new": "PP", "SSL_SESSION_get_master_key": "LPPL", "SSL_select_next_proto": "iPPPIPI",
-    "SSL_session_reused": "iP", "SSL_set_accept_state": "-P", "SSL_set_bio": "-PPP", "SSL_set_SSL_CTX": "PPP",
-    "SSL_shutdown": "iP", "SSL_version": "iP", "TLS_server_method": "P", "X509_cmp_current_time": "iP",
-    "X509_free": "-P", "X509_get0_notAfter": "PP", "X509_get0_notBefore": "PP", "X509_get_ext_d2i": "PPiPP",
+    "EVP_PKEY_get0_type_name": "sP", "EVP_PKEY_get_base_id": "iP", "EVP_PKEY_get_group_name": "iPPLP",
+    "EVP_sha256": "P", "EVP_sha384": "P", "GENERAL_NAME_get0_value": "PPP", "GENERAL_NAMES_free": "-P",
+    "HMAC": "PPPiPLPP", "OPENSSL_hexstr2buf_ex": "iPLPPc", "OPENSSL_sk_num": "iP", "OPENSSL_sk_value": "PPi",
+    "OpenSSL_version": "si", "PEM_read_bio_PrivateKey": "PPPPP", "PEM_read_bio_X509": "PPPPP", "RAND_priv_bytes": "iPi",
+    "SSL_CIPHER_get_protocol_id": "HP", "SSL_CTX_callback_ctrl": "lPiP", "SSL_CTX_check_private_key": "iP",
+    "SSL_CTX_ctrl": "lPilP", "SSL_CTX_free": "-P", "SSL_CTX_new": "PP", "SSL_CTX_set_alpn_select_cb": "-PPP",
+    "SSL_CTX_set_cipher_list": "iPs", "SSL_CTX_set_keylog_callback": "-PP", "SSL_CTX_set_num_tickets": "iPL",
+    "SSL_CTX_set_options": "LPL", "SSL_CTX_set_session_id_context": "iPsI", "SSL_CTX_use_certificate": "iPP",
+    "SSL_CTX_use_PrivateKey": "iPP", "SSL_do_handshake": "iP", "SSL_free": "-P", "SSL_get_client_random": "LPPL",
+    "SSL_get_current_cipher": "PP", "SSL_get_error": "iPi", "SSL_get_server_random": "LPPL",
+    "SSL_get_servername": "sPi", "SSL_get_session": "PP", "SSL_new": "PP", "SSL_SESSION_get_master_key": "LPPL",
+    "SSL_select_next_proto": "iPPPIPI", "SSL_session_reused": "iP", "SSL_set_accept_state": "-P", "SSL_set_bio": "-PPP",
+    "SSL_set_SSL_CTX": "PPP", "SSL_shutdown": "iP", "SSL_version": "iP", "TLS_server_method": "P",
+    "X509_cmp_current_time": "iP", "X509_check_issued": "iPP", "X509_check_private_key": "iPP", "X509_free": "-P",
+    "X509_get0_notAfter": "PP", "X509_get0_notBefore": "PP", "X509_get_ext_d2i": "PPiPP",
 }
 # Called for every request: they take c_void_p objects and ints that fit a C int, and ctypes needs a quarter less time
 # for these without being told what to expect.
@@ -58,7 +59,7 @@ class OpenSSL:
     TLSEXT_OK, TLSEXT_ALERT_FATAL, TLSEXT_NOACK, NPN_NEGOTIATED = 0, 2, 3, 1
     # <openssl/bio.h>, <openssl/x509v3.h>, <openssl/obj_mac.h>
     BIO_CTRL_RESET = 1
-    GEN_DNS, NID_SUBJECT_ALT_NAME = 2, 85
+    GEN_DNS, NID_SUBJECT_ALT_NAME, X509_V_OK = 2, 85, 0
 
     def __init__(self):
         try:

@@ -12,7 +12,7 @@ import threading
 
 import pytest
 from certificates import KINDS, Pair, private_pem
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from support import ROOT
 from tlsmemory import ClientContext, Peer, TestEngine
 
@@ -161,6 +161,8 @@ GARBAGE_KEY = b"-----BEGIN PRIVATE KEY-----\nTm8ga2V5\n-----END PRIVATE KEY-----
     ("another's key", "a.key", "is not the key of "),
     ("another kind of key", "a.key", "is not the key of "),
     ("a chain from its other end", "a.key", "is not the key of "),
+    ("a chain from its other end", "a.key", "that of certificate 2 in it, and the server's own certificate has to be "),
+    ("another's key", "a.key", "give --tls-key for each --tls-cert"),
 ))
 def test_files_that_will_not_do(openssl, tmp_path, pairs, case, names, says):
     cert, key = pairs["p256"].cert.read_bytes(), pairs["p256"].key.read_bytes()
@@ -282,6 +284,36 @@ def test_a_certificate_that_nobody_will_get(openssl, authority):
     assert load(openssl, nameless, named).warnings == []
     [warning] = load(openssl, named, nameless).warnings
     assert warning.startswith(f"{nameless.cert} names no host")
+
+
+def test_a_chain_that_is_out_of_order(openssl, authority, tmp_path):
+    """The server's own certificate is the first, but not every other one has issued the one before it."""
+    pair = authority.issue()
+    leaf, lower = (b"-----BEGIN" + part for part in pair.cert.read_bytes().split(b"-----BEGIN")[1:])
+    root, key = authority.root.read_bytes(), pair.key.read_bytes()
+    for chain, expected in (((leaf, lower, root), []), ((leaf,), []), ((leaf, root, lower), [(2, 1)]),
+                            ((leaf, lower, lower), [(3, 2)])):
+        warnings = load(openssl, write(tmp_path, b"".join(chain), key)).warnings
+        assert [warning.partition(": the server's own")[0] for warning in warnings] == [
+            f"{tmp_path}/a.pem: certificate {issuer} in it has not issued certificate {issued}"
+            for issuer, issued in expected]
+    assert openssl.reason() == "no reason given"
+
+
+@pytest.mark.parametrize(("key", "sort"), (
+    (lambda: ec.generate_private_key(ec.SECP256K1()), "secp256k1"),
+    (lambda: ec.generate_private_key(ec.BrainpoolP256R1()), "brainpoolP256r1"),
+    (lambda: dsa.generate_private_key(2048), "DSA"),
+    (lambda: ec.generate_private_key(ec.SECP521R1()), None), (KINDS["p384"], None), (KINDS["rsa"], None),
+    (KINDS["ed25519"], None),
+))
+def test_a_key_that_no_client_can_use(openssl, authority, key, sort):
+    """RFC 8446 section 4.2.3 has no signatures by it; and that is no reason not to serve with another one."""
+    pair = authority.issue(key=key())
+    loaded = load(openssl, pair)
+    assert [warning.partition(" made (")[0] for warning in loaded.warnings] == ([
+        f"the key in {pair.key} is of {sort}, which no client can use: have one of P-256"] if sort else [])
+    assert openssl.reason() == "no reason given"
 
 
 # --- session tickets

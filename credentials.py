@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import time
+from functools import cache
 from typing import NamedTuple
 
 from ktls import KernelTlsError, probe
@@ -320,12 +321,26 @@ def read_acme_challenge(directory, token):
     """
     for folder in (ACME_FOLDER, b"") if ACME_TOKEN.fullmatch(token) else ():
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            fd = os.open(folder + token, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+            fd = open_challenge(folder + token, directory)
             stack.callback(os.close, fd)
             found = os.fstat(fd)
             if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST_CHALLENGE:
                 return os.read(fd, LARGEST_CHALLENGE)
     return None
+
+
+def open_challenge(path, directory):
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except PermissionError:
+        tell_of_permissions()
+        raise
+
+
+@cache              # said once: strangers can ask for challenges as often as they like
+def tell_of_permissions():
+    log.warning("--acme-dir: there is a challenge, or a folder of challenges, that the workers' user may not read: run "
+                "the ACME client with umask 022, or see --user")
 
 
 # --- TLS as a server has it

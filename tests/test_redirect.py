@@ -7,7 +7,7 @@ from urllib.parse import quote
 import pytest
 
 import http1
-from credentials import LARGEST_CHALLENGE, read_acme_challenge
+from credentials import LARGEST_CHALLENGE, read_acme_challenge, tell_of_permissions
 from plan import header_section
 from reply import CHALLENGES, Redirector
 
@@ -115,6 +115,23 @@ def test_what_reads_challenges_is_given():
 def test_nothing_that_needs_an_archive():
     names = {name for name in dir(Redirector(443)) if not name.startswith("_")}
     assert names == {"challenge", "port", "read_challenge", "reply"}
+
+
+def test_a_challenge_that_may_not_be_read(folder, monkeypatch, caplog):
+    """As when an ACME client writes it with umask 077: said once, and nothing is said of one that is not there."""
+    def refuse(*_, **__):
+        raise PermissionError
+
+    tell_of_permissions.cache_clear()
+    redirector = answering(folder)
+    assert ask(redirector, CHALLENGES + b"missing").status == 404 and not caplog.records
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        for token in (TOKEN, TOKEN, b"other"):
+            assert ask(redirector, CHALLENGES + token).status == 404
+    assert ask(redirector, CHALLENGES + TOKEN).body == (ANSWER,)
+    [record] = caplog.records
+    assert "the workers' user may not read" in record.message
 
 
 def test_challenge_without_a_host(folder):

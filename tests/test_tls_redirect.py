@@ -4,7 +4,7 @@ import os
 import socket
 
 import pytest
-from support import FILES, deliveries, request
+from support import FILES, deliveries, request, wait_until
 from tlsclient import TlsServer
 
 REDIRECT = ("--redirect-http", "127.0.0.1:0")
@@ -176,6 +176,21 @@ def test_a_challenge_is_served_as_it_is(acme):
                 assert int(response["Content-Length"]) == len(content)
         (folder / TOKEN).unlink()
     assert plain(server, head(CHALLENGE + TOKEN)).status == 404
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="workers are of the same user, unless root starts the server")
+def test_a_challenge_that_workers_may_not_read(acme):
+    server, top, deep = acme
+    (top / TOKEN).write_bytes(CONTENT)
+    (top / TOKEN).chmod(0o600)
+    deep.chmod(0o700)
+    for _ in range(3):
+        assert plain(server, head(CHALLENGE + TOKEN)).status == 404
+    wait_until(lambda: server.stderr().count("the workers' user may not read") == 1)
+    (top / TOKEN).chmod(0o644)
+    assert plain(server, head(CHALLENGE + TOKEN)).body == CONTENT
+    server.stop()
+    assert server.stderr().count("the workers' user may not read") == 1
 
 
 def test_a_challenge_needs_no_host_of_ours(acme):

@@ -17,7 +17,7 @@ DRAIN_SIZE = 1 << 16            # bytes taken out of a BIO at a time
 SECRET = 48                     # bytes of the largest traffic secret
 CLIENT_SECRET, SERVER_SECRET = b"CLIENT_TRAFFIC_SECRET_0 ", b"SERVER_TRAFFIC_SECRET_0 "
 HEX_RANDOM = 64 + 1             # what stands in a key log line between label and secret
-MOST_OUTPUT = 1024              # bytes that wait for the next response: tickets, answers to KeyUpdate
+MOST_OUTPUT = 4096              # bytes that wait for the next response: a ticket, and answers to KeyUpdate of 27 each
 
 
 class TlsError(Exception):

@@ -41,7 +41,7 @@ PLAIN_HTTP = "this port speaks HTTPS: write https:// in front of the address"
 
 SEAL_SIZE = 64 * 1024           # bytes of a plan encrypted at a time: a few records, within the CPU's caches
 RECORD_OVERHEAD = 64            # bytes that encryption adds to a record, and more
-SPARE = 2 * MOST_OUTPUT         # for what OpenSSL has to say before a response
+SPARE = MOST_OUTPUT + RECORD_OVERHEAD       # for what OpenSSL has to say before a response, and an alert behind it
 SMALL_BUFFER = LARGEST_PLAINTEXT + RECORD_OVERHEAD + SPARE
 LARGE_BUFFER = SEAL_SIZE + SEAL_SIZE // LARGEST_PLAINTEXT * RECORD_OVERHEAD + SPARE
 RESPONDING = IDLE[REQUEST]

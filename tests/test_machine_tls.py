@@ -627,14 +627,16 @@ def test_new_keys_and_more_requests_in_the_kernel(clock, in_kernel):
     perform_secure(script, clock, in_kernel)
 
 
+@pytest.mark.parametrize("times", (1, 64))
 @pytest.mark.parametrize("asking", (False, True))
-def test_new_keys_in_userspace(clock, in_userspace, asking):
+def test_new_keys_in_userspace(clock, in_userspace, asking, times):
     def script(kernel, worker):
         client = call(kernel, by_hand=True)
         yield from settle(kernel)
         for _ in range(3):
             client.say(get(b"/"))
-            client.renew(asking)
+            for _ in range(times):
+                client.renew(asking)
             client.push()
             yield from settle(kernel)
         client.ask(get(b"/one"))

@@ -525,7 +525,7 @@ def test_seal_of_several_records(userspace):
     assert peer.read(b"".join(records)) == source
 
 
-@pytest.mark.parametrize("times", (1, 2, 5))
+@pytest.mark.parametrize("times", (1, 2, 5, 64))
 def test_new_keys_asked_for_go_out_with_the_next_response(userspace, times):
     session, peer = establish(userspace, to_kernel=False)
     client, _ = peer.directions()

@@ -194,6 +194,7 @@ GOOD = {  # odd, and allowed by RFC 8446 section 5: these records together ask f
     "new keys for both": lambda by: [by.key_update(1), by.seal(NEXT)],
     "new keys within a request": lambda by: [by.seal(NEXT[:9]), by.key_update(1), by.seal(NEXT[9:])],
     "new keys again and again": lambda by: [by.key_update(i % 2) for i in range(20)] + [by.seal(NEXT)],
+    "new keys for both, 64 times": lambda by: [by.key_update(1) for _ in range(64)] + [by.seal(NEXT)],
     "new keys, told in two records": lambda by: [by.key_update(1, cut=2), by.seal(NEXT)],
 }
 

@@ -12,6 +12,7 @@ from functools import partial
 
 import linux
 from archive import Layers, Library, open_archive
+from options import UsageError
 from reply import Responder
 from tar import ArchiveError
 
@@ -42,8 +43,7 @@ class Generation:
         self.opened: list = []              # the archives that are new in this generation
         self.tls, self.log_fd, self.inotify = None, -1, -1
         if options.access_log:
-            from accesslog import open_log
-            self.log_fd = open_log(options.access_log)
+            self.log_fd = self.open_log(None if same_sites else previous)
         try:
             if same_sites:
                 self.layers, self.tls, self.credentials_were = previous.layers, previous.tls, previous.credentials_were
@@ -61,6 +61,18 @@ class Generation:
         for archive in self.newest:
             if not archive.copied:
                 linux.report_writes(self.inotify, archive.fd)
+
+    def open_log(self, previous):
+        """The access log, opened anew. Where that is not all that a reload is for, and fails, as for a FIFO that nobody
+        reads at the moment, the `previous` generation's is good enough."""
+        from accesslog import open_log
+        try:
+            return open_log(self.options.access_log)
+        except UsageError as error:
+            if not previous:
+                raise
+            log.warning("%s: lines go to where they went before the reload", error)
+            return os.dup(previous.log_fd)
 
     def load(self, tls, previous):
         options, by_path = self.options, {}

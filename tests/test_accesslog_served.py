@@ -395,6 +395,23 @@ def test_a_new_file_that_cannot_be_opened_leaves_the_old_one(start, site, tmp_pa
         "GET /next?1 HTTP/1.1", "GET /next?2 HTTP/1.1"]
 
 
+def test_a_reader_that_is_away_keeps_no_reload_from_happening(start, site, path):
+    """A FIFO cannot be opened then. Whoever comes back to read it finds what is asked from then on."""
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    server = start(site, "--access-log", path)
+    os.close(reader)
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "reloaded: generation 2" in server.stderr())
+    assert (f"--access-log {path}: No such device or address: lines go to where they went before the reload"
+            in server.stderr())
+    server.process.send_signal(signal.SIGUSR1)      # this one has nothing else to do
+    wait_until(lambda: "reload failed, generation 2 still serves: " in server.stderr())
+    with path.open() as reader:
+        server.fetch("/next?1")
+        assert read(reader.readline().rstrip())[2] == "GET /next?1 HTTP/1.1"
+
+
 @pytest.mark.parametrize(("make", "reason"), [
     (lambda path: None, "No such file or directory"),
     (lambda path: path.mkdir(parents=True), "Is a directory"),

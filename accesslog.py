@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import re
+import socket
 import stat
+import sys
 import time
 from functools import lru_cache
 
@@ -26,6 +28,7 @@ MAX_TARGET, MAX_FIELD = 1500, 700               # bytes of a request line and of
 ENOUGH = 900                    # parts of lines that are worth a write
 MEMO_BLOCK, MEMO_BLOCKS = 2048, 1024            # bytes of a header block that is remembered, and how many are
 STANDARD_OUTPUT = 1
+RECEIVE_FLAGS = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 
 FIELDS = [re.compile(rb"(?i)\r\n%b:[ \t]*([^\r\n]*)" % name) for name in (b"host", b"referer", b"user-agent")]
 UNSAFE = re.compile(rb'[^ !#-\[\]-~]')          # control characters, quote, backslash, all that is not ASCII
@@ -48,6 +51,7 @@ def open_log(path):
 
 class AccessLog:
     """Writes to descriptor `fd` in `style`, "combined" or "json"; writes complete with `tag`: then `on_written`.
+    `channel`: the socket through which the parent passes another file for it, or None.
 
     The loop adds to `lines` three parts for each response, and calls `flush` when there are more than `enough`.
     written, dropped: lines. busy: whether something is being written, or waits to be.
@@ -55,15 +59,17 @@ class AccessLog:
 
     enough = ENOUGH
 
-    def __init__(self, ring, fd, style, tag):
-        self.ring, self.fd, self.tag = ring, fd, tag
+    def __init__(self, ring, fd, style, tag, channel=None):
+        self.ring, self.fd, self.tag, self.channel = ring, fd, tag, channel
+        self.spare = os.dup(fd) if channel else -1      # keeps room for the descriptor of another file
         self.json = style == "json"
-        self.at_once = LARGEST_WRITE if stat.S_ISREG(os.fstat(fd).st_mode) else PIPE_BUF
+        self.at_once = largest_write(fd)
         self.lines: list[bytes] = []
         self.known_fields = lru_cache(MEMO_BLOCKS)(self.fields)
         self.waiting = bytearray()      # whole lines, but perhaps for the first, of which a part is written
         self.in_flight = b""            # kept alive for the kernel
         self.begun = self.failing = False       # whether `waiting` begins with the rest of a line; no write succeeds
+        self.renewed = False                    # whether another file has come since the last write
         self.written = self.dropped = 0
         self.set_date(time.time())
 
@@ -125,7 +131,14 @@ class AccessLog:
 
     def write(self):
         """As many whole lines as go at once."""
+        if self.renewed and self.begun:         # the rest of a line in another file
+            del self.waiting[:self.waiting.find(b"\n") + 1]
+            self.dropped += 1
+            self.begun = False
+        self.renewed = False
         size = len(self.waiting)
+        if not size:
+            return
         if size > self.at_once:
             size = self.waiting.rfind(b"\n", 0, self.at_once) + 1 or self.waiting.find(b"\n") + 1
         self.in_flight = bytes(self.waiting[:size])
@@ -150,6 +163,31 @@ class AccessLog:
             kept = self.waiting.find(b"\n") + 1 if self.begun else 0
             self.dropped += self.waiting.count(b"\n", kept)
             del self.waiting[kept:]
+
+
+    def take_file(self):
+        """The log has been opened anew: the file that the parent has passed takes the place of the one before, which
+        still gets what has been gathered."""
+        self.flush()
+        self.ring.flush(self.ring.entries)      # or it would be written to the new one
+        os.close(self.spare)
+        try:
+            _, [(_, _, passed)], *_ = self.channel.recvmsg(1, socket.CMSG_LEN(4), RECEIVE_FLAGS)
+        except (OSError, ValueError):           # nothing has been passed
+            os.dup2(self.fd, self.spare, inheritable=False)
+            return
+        self.spare = int.from_bytes(passed, sys.byteorder)
+        os.dup2(self.spare, self.fd, inheritable=False)
+        self.at_once, self.renewed = largest_write(self.fd), True
+
+
+def largest_write(fd):
+    """Bytes that may be written at once. A worker may ask where a descriptor is, but not for its type."""
+    try:
+        os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError:
+        return PIPE_BUF
+    return LARGEST_WRITE
 
 
 def clean(value, limit):

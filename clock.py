@@ -17,7 +17,8 @@ log = logging.getLogger("tarweb")
 
 END_NOW = signal.SIGRTMIN       # two of SIGTERM can become one on their way; and this one is delivered behind it
 LOOK_AGAIN = signal.SIGRTMIN + 1
-SIGNALS = signal.SIGTERM, END_NOW, LOOK_AGAIN, signal.SIGUSR1, signal.SIGUSR2       # see Clock.on_signal
+NEW_LOG = signal.SIGRTMIN + 2
+SIGNALS = signal.SIGTERM, END_NOW, LOOK_AGAIN, NEW_LOG, signal.SIGUSR1, signal.SIGUSR2       # see Clock.on_signal
 IGNORED = signal.SIGINT, signal.SIGQUIT, signal.SIGHUP          # a terminal's are for the parent alone
 FRESH = 1                       # seconds that a new connection's first request is waited for at the end
 LINGER_SECONDS = 10             # how long a client that may still be sending is listened to after its last response
@@ -163,14 +164,18 @@ class Clock:
 
     def on_signal(self, _, result, __):
         """SIGTERM: stop. END_NOW: end. SIGUSR2: retire, others have taken over. SIGUSR1: serve on, but each response is
-        its connection's last. LOOK_AGAIN: a worker has died that waited at the same listeners. Any may come several
-        times."""
+        its connection's last. LOOK_AGAIN: a worker has died that waited at the same listeners. NEW_LOG: the access
+        log has been opened anew. Any may come several times."""
         number = self.signal_byte[0]
         self.engine.arm_read(SIGNAL, self.signals, self.signal_byte)
         if result <= 0:                             # the read has failed, for want of memory
             return
         if number == LOOK_AGAIN:
             self.acceptor.look_again()
+            return
+        if number == NEW_LOG:
+            if self.access_log is not None:
+                self.access_log.take_file()
             return
         for site in self.sites:
             site.close_all()

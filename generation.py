@@ -32,7 +32,8 @@ class Generation:
     """Archives, TLS and the access log, as the command line asks for them.
 
     layers: for each host ("" stands for all others) its archives, the newest first, and behind it those that it has
-    replaced. tls: credentials.Tls, or None. log_fd: of the access log, or -1. Of a `previous` Generation, what has not
+    replaced. tls: credentials.Tls, or None. log_fd: of the access log, or -1. channel: in a worker, the socket through
+    which its parent passes an access log that has been opened anew. Of a `previous` Generation, what has not
     changed is taken over; with `same_sites` all but the access log. Raises what main explains.
     """
 
@@ -41,7 +42,7 @@ class Generation:
         self.error = ""                     # why the last attempt to replace this one failed
         self.layers: dict[str, list] = {}
         self.opened: list = []              # the archives that are new in this generation
-        self.tls, self.log_fd, self.inotify = None, -1, -1
+        self.tls, self.log_fd, self.inotify, self.channel = None, -1, -1, None
         if options.access_log:
             self.log_fd = self.open_log(None if same_sites else previous)
         try:

@@ -48,16 +48,16 @@ NUMBERS = {
     "read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "poll": (7, None), "lseek": (8, 62),
     "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214), "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139), "ioctl": (16, 29), "pread64": (17, 67), "sched_yield": (24, 124), "mremap": (25, 216),
-    "madvise": (28, 233), "getpid": (39, 172), "socket": (41, 198), "connect": (42, 203), "bind": (49, 200),
-    "listen": (50, 201), "getsockname": (51, 204), "getpeername": (52, 205), "setsockopt": (54, 208),
+    "madvise": (28, 233), "getpid": (39, 172), "socket": (41, 198), "connect": (42, 203), "recvmsg": (47, 212),
+    "bind": (49, 200), "listen": (50, 201), "getsockname": (51, 204), "getpeername": (52, 205), "setsockopt": (54, 208),
     "getsockopt": (55, 209), "execve": (59, 221), "exit": (60, 93), "fcntl": (72, 25), "gettimeofday": (96, 169),
     "ptrace": (101, 117), "pivot_root": (155, 41), "prctl": (157, 167), "chroot": (161, 51), "mount": (165, 40),
     "umount2": (166, 39), "swapon": (167, 224), "swapoff": (168, 225), "reboot": (169, 142), "init_module": (175, 105),
     "delete_module": (176, 106), "futex": (202, 98), "restart_syscall": (219, 128), "clock_gettime": (228, 113),
     "exit_group": (231, 94), "kexec_load": (246, 104), "add_key": (248, 217), "request_key": (249, 218),
     "keyctl": (250, 219), "openat": (257, 56), "newfstatat": (262, 79), "ppoll": (271, 73), "unshare": (272, 97),
-    "preadv": (295, 69), "perf_event_open": (298, 241), "open_by_handle_at": (304, 265), "setns": (308, 268),
-    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "finit_module": (313, 273),
+    "dup3": (292, 24), "preadv": (295, 69), "perf_event_open": (298, 241), "open_by_handle_at": (304, 265),
+    "setns": (308, 268), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "finit_module": (313, 273),
     "getrandom": (318, 278), "kexec_file_load": (320, 294), "bpf": (321, 280), "execveat": (322, 281),
     "userfaultfd": (323, 282), "preadv2": (327, 286), "io_uring_enter": (426, 426), "move_mount": (429, 429),
     "pidfd_getfd": (438, 438),
@@ -155,7 +155,8 @@ LOOP: Calls = {
 }
 PEER_ADDRESS: Calls = {"getpeername": ALWAYS}
 CALLS_OF_FLAGS: dict[str, Calls] = {            # what more it may call where a field of the options is set
-    "access_log": PEER_ADDRESS, "trusted": PEER_ADDRESS, "max_per_ip": PEER_ADDRESS, "tls_cert": {"getrandom": ALWAYS},
+    "access_log": PEER_ADDRESS | {"recvmsg": ALWAYS, "dup3": ALWAYS},       # when it has been opened anew
+    "trusted": PEER_ADDRESS, "max_per_ip": PEER_ADDRESS, "tls_cert": {"getrandom": ALWAYS},
     "passfd": {
         "getsockname": ALWAYS, "getsockopt": ALWAYS, "ioctl": (((1, ALL_BITS, FIONBIO),),),
         "setsockopt": tuple(((1, ALL_BITS, socket.IPPROTO_TCP), (2, ALL_BITS, option)) for option, _ in TCP_OPTIONS)},

@@ -21,10 +21,11 @@ import logging
 import os
 import select
 import signal
+import socket
 import time
 from typing import Any
 
-from clock import END_NOW, LOOK_AGAIN
+from clock import END_NOW, LOOK_AGAIN, NEW_LOG
 from linux import die_with_parent
 from options import MAX_WORKERS
 
@@ -32,7 +33,7 @@ log = logging.getLogger("tarweb")
 
 ENDING = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
 HANDLED = {*ENDING, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM}
-BLOCKED = {*HANDLED, signal.SIGUSR2, END_NOW, LOOK_AGAIN}     # while a child has no handlers yet
+BLOCKED = {*HANDLED, signal.SIGUSR2, END_NOW, LOOK_AGAIN, NEW_LOG}     # while a child has no handlers yet
 STATUS = -1                     # the number of the process that answers the status listener
 LONGEST_WAIT = 3600             # seconds after which secrets of session tickets are looked at, if nothing else is due
 YOUNG = 10                      # seconds: who dies sooner is replaced after a while only
@@ -43,6 +44,7 @@ START_WITHIN = 60               # seconds for a worker to be ready: it takes a f
 RETIRE_WITHIN = 5               # seconds that a reload waits for the old workers to accept no more
 OVERDUE = 5                     # seconds beyond their time after which workers that do not end are killed
 MOVES = 0.001                   # seconds of processor time: the least that a load which moves on uses meanwhile
+READY, LEFT = b"1", b"0"        # a worker takes requests; it accepts no more
 EXIT_FAILURE = 1
 
 
@@ -53,11 +55,12 @@ class Interrupted(BaseException):
 class Process:
     """A child. number: of the worker among those of its generation. row: its row of the Scoreboard.
 
-    readiness: a pipe out of which a byte comes when it is ready, and the end when it accepts no more, or is no more.
+    channel: a socket out of which READY and LEFT come, and the end when it is no more; an access log that has been
+    opened anew goes the other way, and NEW_LOG tells of it.
     """
 
-    def __init__(self, pid, number, row, generation, readiness):
-        self.pid, self.number, self.row, self.generation, self.readiness = pid, number, row, generation, readiness
+    def __init__(self, pid, number, row, generation, channel):
+        self.pid, self.number, self.row, self.generation, self.channel = pid, number, row, generation, channel
         self.born = time.monotonic()
         self.dismissed = False          # killed by us
 
@@ -224,10 +227,10 @@ class Supervisor:
             log.error("too many workers are still finishing what they were sending: no new one")
             return None
         row, pid = self.scoreboard.take_row(), None
-        ends: tuple[int, ...] = ()
+        ends: tuple[socket.socket, ...] = ()
         signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
         try:
-            ends = os.pipe()
+            ends = socket.socketpair()
             pid = os.fork()
         except OSError as error:
             log.error("cannot start a worker: %s", error.strerror)
@@ -236,10 +239,10 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
         if pid is None:
             for end in ends:
-                os.close(end)
+                end.close()
             self.scoreboard.free_row(row)
             return None
-        os.close(ends[1])
+        ends[1].close()
         self.processes[pid] = Process(pid, number, row, generation, ends[0])
         return self.processes[pid]
 
@@ -249,22 +252,30 @@ class Supervisor:
         try:
             signal.set_wakeup_fd(-1)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            for fd in (self.pipe, self.wake_end, *(process.readiness for process in self.processes.values())):
+            for fd in (self.pipe, self.wake_end):
                 os.close(fd)
+            for process in self.processes.values():
+                process.channel.close()
             if self.generation not in (None, generation):       # it takes space on the disk as long as it is open
                 self.generation.close_all_but(generation)
+            if generation:
+                generation.channel = its_end
             die_with_parent(signal.SIGTERM, self.pid)
 
             def ready():
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
-                os.write(its_end, b"1")
+                os.write(its_end.fileno(), READY)
 
-            status = self.child(generation, number, row, ready, lambda: os.close(its_end))
+            def left():
+                with contextlib.suppress(OSError):      # the parent may be no more
+                    os.write(its_end.fileno(), LEFT)
+
+            status = self.child(generation, number, row, ready, left)
         finally:
             os._exit(status)
 
     def forget(self, process):
-        os.close(process.readiness)
+        process.channel.close()
         self.scoreboard.free_row(process.row)
 
     def start(self, generation):
@@ -272,8 +283,8 @@ class Supervisor:
         gc.collect()
         gc.freeze()             # in a worker the collector would write to all that is shared by then
         forked = list(filter(None, [self.fork(generation, number) for number in range(self.options.threads)]))
-        said = self.wait_for(forked, START_WITHIN, (b"1", b""))
-        if list(said.values()) == [b"1"] * self.options.threads:
+        said = self.wait_for(forked, START_WITHIN, (READY, b""))
+        if list(said.values()) == [READY] * self.options.threads:
             return True
         for process in forked:
             process.dismissed = True
@@ -292,7 +303,7 @@ class Supervisor:
         """Until the workers of a generation accept no more. One that has not managed that within RETIRE_WITHIN seconds
         is killed: as the first to wait at a listener it would be given each connection, and do nothing with it."""
         old = [process for process in self.workers if process.generation is generation]
-        left = self.wait_for(old, RETIRE_WITHIN, (b"",))
+        left = self.wait_for(old, RETIRE_WITHIN, (LEFT, b""))
         for process in old:
             if process not in left:
                 log.error("worker %d, which was to retire, does not do anything: killed", process.pid)
@@ -300,18 +311,18 @@ class Supervisor:
                 os.kill(process.pid, signal.SIGKILL)
 
     def wait_for(self, processes, seconds, answers):
-        """{process: what came out of its readiness pipe}, once each has given one of these answers, or without those
+        """{process: what came out of its channel}, once each has given one of these answers, or without those
         that have given none within so many seconds."""
         poller, said = select.poll(), {}
-        waiting = {process.readiness: process for process in processes}
-        for pipe in waiting:
-            poller.register(pipe, select.POLLIN)
+        waiting = {process.channel.fileno(): process for process in processes}
+        for channel in waiting:
+            poller.register(channel, select.POLLIN)
         self.waits_until = time.monotonic() + seconds
         while waiting and (left := self.waits_until - time.monotonic()) > 0:
-            for pipe, _ in poller.poll(1000 * left):
-                if (answer := os.read(pipe, 1)) in answers:
-                    poller.unregister(pipe)
-                    said[waiting.pop(pipe)] = answer
+            for channel, _ in poller.poll(1000 * left):
+                if (answer := os.read(channel, 1)) in answers:
+                    poller.unregister(channel)
+                    said[waiting.pop(channel)] = answer
         self.waits_until = 0.0
         return said
 
@@ -368,6 +379,7 @@ class Supervisor:
         except Exception as error:          # whatever it is, a lack of memory too
             self.on_reload_failure(error)
             return
+        self.pass_log(before, after)
         if not self.start(after):
             after.close_all_but(before)
             self.on_reload_failure("its workers did not start")
@@ -380,6 +392,17 @@ class Supervisor:
         self.scoreboard.set(last_reload=time.time())
         log.info("reloaded: generation %d serves %s", self.number, after.words())
         self.notifier.ready(after.words())
+
+    def pass_log(self, before, after):
+        """Have those who serve write to the access log that has been opened anew from now on, also while they retire:
+        the file that they had may be compressed, and removed, at any moment."""
+        if after.log_fd in (-1, 1):                     # 1: standard output
+            return
+        os.dup2(after.log_fd, before.log_fd, inheritable=False)     # for whoever takes a dead worker's place
+        for process in self.workers:
+            with contextlib.suppress(OSError):          # it is no more, or has not looked for a long time
+                socket.send_fds(process.channel, [b"1"], [after.log_fd], socket.MSG_DONTWAIT)
+                os.kill(process.pid, NEW_LOG)
 
     def take_over(self, generation):
         self.generation = generation

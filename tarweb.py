@@ -215,11 +215,11 @@ def make_worker(generation, listeners, number, scoreboard, row, options, sandbox
         options.max_connections or DEFAULT_CONNECTIONS, entries=options.ring_size, sqpoll_ms=options.sqpoll_ms,
         operations=operations(options, tls, library.lazy), busyloop=options.busyloop,
         use_liburing=not options.no_liburing)
-    connections, slots = limit_connections(options.max_connections)
     access_log = None
     if generation.log_fd >= 0:
         from accesslog import AccessLog
-        access_log = AccessLog(ring, generation.log_fd, options.log_format, LOG)
+        access_log = AccessLog(ring, generation.log_fd, options.log_format, LOG, generation.channel)
+    connections, slots = limit_connections(options.max_connections)
     passing = listeners.passing.fileno() if listeners.passing else None
     limits = Limits(connections, options.header_timeout, options.keepalive_timeout, options.min_rate, options.drain,
                     options.max_per_ip)

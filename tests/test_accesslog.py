@@ -44,6 +44,12 @@ class Ring:
         self.armed = address, length, ctypes.string_at(address, length)
         self.sizes.append(length)
 
+    entries = 8
+
+    def flush(self, count):
+        """All that is armed is on its way then."""
+        assert count == self.entries
+
     def complete(self, log, result=None):
         """End it with `result`: an error, or as many of its bytes; None for all of them."""
         address, length, data = self.armed
@@ -422,6 +428,73 @@ def test_a_line_that_has_been_begun_is_ended_first_when_there_is_room_again(make
     log.flush()
     log.ring.complete_all(log)
     assert numbers_in(log.ring.file) == [1, 2, 5] and (log.written, log.dropped) == (3, 2)
+
+
+@pytest.fixture
+def renewed(files, tmp_path):
+    """(an AccessLog, what passes it another file)"""
+    ours, theirs = socket.socketpair()
+    log = AccessLog(Ring(), files["file"], "combined", TAG, theirs)
+
+    def renew(fd):
+        socket.send_fds(ours, [b"1"], [fd])
+        log.take_file()
+
+    with ours, theirs:
+        yield log, renew
+        os.close(log.spare)
+
+
+def test_another_file_takes_the_place_of_the_one_before(renewed, tmp_path):
+    """Under the same number, so that a write that is armed already is not lost."""
+    log, renew = renewed
+    number, descriptors = log.fd, len(os.listdir("/proc/self/fd"))
+    for name in ("first", "second"):
+        with open(tmp_path / name, "ab") as file:
+            renew(file.fileno())
+        assert os.path.samefile(f"/proc/self/fd/{log.fd}", tmp_path / name)
+        assert log.fd == number and len(os.listdir("/proc/self/fd")) == descriptors
+        assert not os.get_inheritable(log.fd) and not os.get_inheritable(log.spare)
+
+
+def test_a_signal_without_another_file(renewed, tmp_path):
+    log, renew = renewed
+    log.take_file()
+    assert os.path.samefile(f"/proc/self/fd/{log.fd}", tmp_path / "log")
+    test_another_file_takes_the_place_of_the_one_before((log, renew), tmp_path)
+
+
+def test_another_file_of_another_kind(renewed, files, tmp_path):
+    log, renew = renewed
+    assert log.at_once > PIPE_BUF
+    renew(files["pipe"])
+    assert log.at_once == PIPE_BUF
+    renew(files["socket"])
+    assert log.at_once == PIPE_BUF
+
+
+@pytest.mark.parametrize("meanwhile", (True, False))
+def test_the_rest_of_a_line_does_not_go_to_another_file(renewed, tmp_path, meanwhile):
+    """It is counted as dropped; also where it turns out only then that it was not whole."""
+    log, renew = renewed
+    log.lines += [b"one\n", b"two\n", b"three\n"]
+    log.flush()
+    with open(tmp_path / "other", "ab") as other:
+        if meanwhile:
+            renew(other.fileno())
+            log.ring.complete(log, 6)
+        else:
+            log.ring.complete(log, 6)
+            log.ring.complete(log, -errno.ENOSPC)
+            renew(other.fileno())
+            log.ring.complete(log, -errno.ENOSPC)
+            log.tick(1)
+            assert not log.busy and not log.ring.armed
+            log.lines += [b"three\n"]
+            log.flush()
+    log.ring.complete_all(log)
+    assert log.ring.file == b"one\ntwthree\n"
+    assert (log.written, log.dropped, log.begun) == (2, 1 if meanwhile else 2, False)
 
 
 def test_a_line_that_has_been_begun_is_ended_by_a_tick_alone(make):

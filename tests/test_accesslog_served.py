@@ -1,7 +1,11 @@
 """The access log of the real server: what is in it, and that it is whole whatever becomes of its file."""
 
+import grp
+import gzip
+import itertools
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -12,7 +16,7 @@ from datetime import UTC, datetime
 
 import apachelogs
 import pytest
-from support import FILES, PATIENCE, PYTHON, TARWEB, Client, Server, request, run_tarweb, wait_until
+from support import FILES, PATIENCE, PYTHON, ROOT, TARWEB, Client, Server, request, run_tarweb, wait_until
 
 COMBINED = apachelogs.LogParser(apachelogs.COMBINED)
 FULL = "access log: No space left on device: lines are dropped until it can be written to"
@@ -378,6 +382,67 @@ def test_rotation_under_load(start, site, path, workers):
     before, after = numbers_in(lines_of(old)), numbers_in(lines_of(path))
     assert sorted(before + after) == list(range(asked[0]))
     assert after and set(range(since + 2, asked[0])) <= set(after)
+
+
+def test_those_who_retire_go_on_in_the_new_file(start, site, path):
+    """Also over several rotations, and reloads between them: each connection's next response is in the newest file."""
+    server = start(site, "--access-log", path, "--threads", "2", *STATUS)
+    clients = [[server.connect() for _ in range(4)] for _ in range(4)]
+    ask(clients, "first")
+    wait_until(lambda: len(lines_of(path)) == 16)
+    for number in range(1, 4):
+        path.rename(path.with_name(f"access.log.{number}"))
+        server.process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: f"reloaded: generation {2 * number} " in server.stderr())            # noqa: B023
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: f"reloaded: generation {2 * number + 1} " in server.stderr())        # noqa: B023
+        ask([clients[number]], f"after{number}")
+        wait_until(lambda: len(lines_of(path)) == 4)
+        assert {read(line)[2] for line in lines_of(path)} == {f"GET /next?after{number} HTTP/1.1"}
+    wait_until(lambda: logged(server) == (28, 0))
+
+
+def ask(clients, word):
+    for client in itertools.chain(*clients):
+        client.send(request(f"/next?{word}"))
+        assert client.response().body == FILES["next"]
+
+
+LOGROTATE = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+
+
+@pytest.mark.skipif(not LOGROTATE, reason="logrotate is not installed")
+@pytest.mark.parametrize("delay", (True, False))
+def test_logrotate(start, site, path, tmp_path, delay):
+    """By the configuration in deploy/ nothing is lost, whenever it is; and without its delaycompress, nothing of what
+    is asked a moment later."""
+    server = start(site, "--access-log", path)
+    text = (ROOT / "deploy" / "tarweb.logrotate").read_text()
+    owner, tell = f"{pwd.getpwuid(os.getuid()).pw_name} {grp.getgrgid(os.getgid()).gr_name}", "systemctl kill --signal="
+    for old, new in (("/var/log/tarweb/access.log", str(path)), ("tarweb tarweb", owner),
+                     (f"{tell}USR1 --kill-who=main tarweb.service", f"kill -USR1 {server.process.pid}"),
+                     *[("    delaycompress\n", "")] * (not delay)):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    configuration = tmp_path / "logrotate.conf"
+    configuration.write_text(text)
+    configuration.chmod(0o644)
+    clients = [server.connect() for _ in range(8)]
+    for number in range(3):
+        for client in clients if number < 2 else [server.connect() for _ in range(8)]:
+            client.send(numbered(number))
+            client.response()
+        wait_until(lambda: len(lines_of(path)) == 8)
+        subprocess.run([LOGROTATE, "-f", "-s", tmp_path / "state", configuration], check=True, timeout=60)
+        wait_until(lambda: f"reloaded: generation {number + 2}" in server.stderr())            # noqa: B023
+    server.fetch("/next?3")
+    server.stop()
+    found = sorted(tmp_path.glob("access.log.*"))
+    assert [file.name for file in found] == ["access.log.1" if delay else "access.log.1.gz", "access.log.2.gz",
+                                             "access.log.3.gz"]
+    lines = [line for file in found
+             for line in (gzip.open if file.suffix == ".gz" else open)(file, "rt").read().splitlines()]
+    assert sorted(numbers_in(lines + lines_of(path))) == sorted([*range(3)] * 8 + [3])
 
 
 def test_a_new_file_that_cannot_be_opened_leaves_the_old_one(start, site, tmp_path):

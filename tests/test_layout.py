@@ -41,7 +41,7 @@ MAY_IMPORT = {  # arrows run one way
     "options": {"linux", "proxy"},
     "sandbox": {"linux", "options"},
     "listeners": {"acceptor", "linux", "options"},
-    "generation": {"accesslog", "archive", "credentials", "linux", "reply", "tar"},
+    "generation": {"accesslog", "archive", "credentials", "linux", "options", "reply", "tar"},
     "supervisor": {"clock", "linux", "options"},
     "tarweb": {"accesslog", "archive", "clock", "connection", "credentials", "generation", "linux", "listeners",
                "metrics", "options", "plan", "reply", "sandbox", "supervisor", "tar", "tls", "transport", "uring",

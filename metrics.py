@@ -220,7 +220,7 @@ class StatusResponder:
     def reply(self, request):
         path = request.path
         if request.method not in (b"GET", b"HEAD"):
-            return error_reply(405, "this can be read, and nothing else", request, (NO_STORE, READ_ONLY))
+            return error_reply(405, "this can be read, and nothing else", request, (READ_ONLY,), NO_STORE)
         if path == b"/healthz":
             return answer(request, 200, TEXT, "ok\n")
         if path == b"/readyz":
@@ -230,7 +230,7 @@ class StatusResponder:
             return answer(request, 200, EXPOSITION, exposition(*self.look()))
         if path == b"/":
             return answer(request, 200, PAGE, page(time.time(), *self.look()), CONTENT_SECURITY)
-        return error_reply(404, "", request, (NO_STORE,))
+        return error_reply(404, "", request, caching=NO_STORE)
 
     def look(self):
         """(numbers, description) of now."""

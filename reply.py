@@ -22,6 +22,7 @@ Span = bytes | tuple[int, int]                  # bytes to send, or (address, le
 
 ALLOW = b"Allow", b", ".join(SERVED)
 READ_ONLY = b"Allow", b"GET, HEAD"              # of what is made when it is asked for, where OPTIONS is no use
+NO_CACHE = b"Cache-Control", b"no-cache"        # of errors and redirects: what is missing may be there the next time
 NO_STORE = b"Cache-Control", b"no-store"
 NOSNIFF = b"X-Content-Type-Options", b"nosniff"
 BOUNDARY = secrets.token_hex(12).encode()       # made after the archive, so nothing in it can hold this by design
@@ -53,7 +54,7 @@ new_full_response = partial(tuple.__new__, FullResponse)        # as new_request
 
 
 class Responder:
-    """Answers requests from one archive. `cache_control` (bytes) goes with everything that comes out of it."""
+    """Answers requests from one archive. `cache_control` (bytes) goes with every file of it that is asked for."""
 
     def __init__(self, archive, cache_control):
         self.archive = archive
@@ -71,7 +72,7 @@ class Responder:
             if found is None:
                 return self.not_found(request)
             location = b"Location", found.location + request.query      # out of the index: it never leads elsewhere
-            return error_reply(308, "", request, (location, *self.cache_control))
+            return error_reply(308, "", request, (location,))
         chosen = select(found, fields.codings)
         vary = bool(found.variants)
         if chosen is None:
@@ -94,9 +95,9 @@ class Responder:
         """404, with the archive's own /404.html where it has one."""
         page = self.archive.find(b"/404.html")
         if not isinstance(page, Resource):
-            return error_reply(404, "", request, self.cache_control)
+            return error_reply(404, "", request)
         chosen = select(page, request.fields.codings) or page.plain
-        fields = *representation_fields(chosen, bool(page.variants)), length_field(chosen.length), *self.cache_control
+        fields = *representation_fields(chosen, bool(page.variants)), length_field(chosen.length), NO_CACHE
         body = () if request.method == b"HEAD" else chosen.spans()
         return Reply(404, fields, body, request.connection)
 
@@ -158,9 +159,9 @@ def content_reply(status, media_type, content, request=None, extra=()):
     return Reply(status, fields, () if head_only else (content,), request.connection if request else b"close")
 
 
-def error_reply(status, reason, request=None, extra=()):
+def error_reply(status, reason, request=None, extra=(), caching=NO_CACHE):
     """A short text. `reason` (a few words, or "") explains the status; all else is as in content_reply."""
-    return content_reply(status, b"text/plain; charset=utf-8", error_text(status, reason), request, extra)
+    return content_reply(status, b"text/plain; charset=utf-8", error_text(status, reason), request, (*extra, caching))
 
 
 @lru_cache(64)              # more than there are

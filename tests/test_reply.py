@@ -455,14 +455,14 @@ def test_a_directory_leads_to_its_own_url(target):
     reply = ask(target, if_none_match="*", range="bytes=0-0")
     query = target[target.index("?"):] if "?" in target else ""
     assert (reply.status, fields(reply)["Location"]) == (308, "/dir/" + query)
-    assert fields(reply)["Cache-Control"] == "max-age=60"
+    assert fields(reply)["Cache-Control"] == "no-cache"
     assert body(reply) == b"308 Permanent Redirect\n"
 
 
 def test_not_found_without_a_page():
     reply = ask("/nowhere", if_match='"x"', range="bytes=0-0")
     assert fields(reply) == {"Content-Type": "text/plain; charset=utf-8", "Content-Length": "14",
-                             "X-Content-Type-Options": "nosniff", "Cache-Control": "max-age=60"}
+                             "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
     assert (reply.status, body(reply)) == (404, b"404 Not Found\n")
 
 
@@ -471,7 +471,7 @@ def test_not_found_with_a_page(target):
     responder = Responder(Contents({**SITE, b"/404.html": PAGE}), b"max-age=60")
     reply = ask(target, responder=responder, if_none_match="*", range="bytes=0-0")
     assert fields(reply) == {"Content-Type": "text/html", "X-Content-Type-Options": "nosniff",
-                             "Vary": "Accept-Encoding", "Content-Length": "60", "Cache-Control": "max-age=60"}
+                             "Vary": "Accept-Encoding", "Content-Length": "60", "Cache-Control": "no-cache"}
     assert (reply.status, reply.body) == (404, ((6000, 60),))
     packed = ask(target, responder=responder, accept_encoding="gzip")
     assert (fields(packed)["Content-Encoding"], packed.body) == ("gzip", ((6100, 30),))
@@ -491,7 +491,8 @@ def test_a_redirect_is_no_page_for_what_is_not_found():
 def test_the_text_of_an_error(status, reason, text):
     reply = error_reply(status, reason)
     assert fields(reply) == {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(text)),
-                             "X-Content-Type-Options": "nosniff", "Connection": "close"}
+                             "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache",
+                             "Connection": "close"}
     assert reply == Reply(status, reply.fields, (text,), b"close")
     assert reply.close
     kept = error_reply(status, reason, http1.parse_head(raw_request("/", "HEAD")), ((b"X", b"y"),))
@@ -520,6 +521,17 @@ def test_head_is_get_without_a_body(case):
     for responder in (RESPONDER, Responder(Contents({**SITE, b"/404.html": PAGE}), b"")):
         reply, brief = ask(target, responder=responder, **headers), ask(target, "HEAD", responder=responder, **headers)
         assert brief == reply._replace(body=())
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "BREW"])
+@pytest.mark.parametrize("case", REQUESTS | RANGED)
+def test_only_files_are_kept_as_files_are(case, method):
+    """Whoever keeps that a file is missing for as long as files are kept does not see it once it is there."""
+    target, headers = (REQUESTS | RANGED)[case]
+    for responder in (RESPONDER, Responder(Contents({**SITE, b"/404.html": PAGE}), b"max-age=60")):
+        reply = ask(target, method, responder=responder, **headers)
+        expected = "max-age=60" if reply.status in (200, 206, 304) else "no-cache"
+        assert fields(reply)["Cache-Control"] == expected
 
 
 @pytest.mark.parametrize("case", RANGED)

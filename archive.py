@@ -57,6 +57,10 @@ class Representation(NamedTuple):
             at += length
         return tuple(found)
 
+    def spans(self, start: int = 0, end: int | None = None) -> tuple[tuple[int, int], ...]:
+        """Where the bytes in [start, end) are, or all: (address, length)."""
+        return ((self.offset + start, (self.length if end is None else end) - start),)
+
 
 class Resource(NamedTuple):
     """What a path stands for."""

@@ -8,14 +8,14 @@ import re
 import secrets
 from functools import lru_cache, partial
 from http import HTTPStatus
+from operator import itemgetter
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
 from archive import PATH_SAFE, Representation, Resource
 from http1 import KNOWN, SERVED, format_date, parse_date
 
-MAX_PARTS = 16              # parts of one multipart/byteranges answer; who wants more gets the whole file
-MAX_RANGES = 64             # ranges looked at in one request
+MAX_RANGES = 200            # in one request, as Apache has it; who asks for more gets the whole file
 PART_GAP = 80               # ranges nearer than this many bytes become one: about what a part's own head takes
 
 Span = bytes | tuple[int, int]                  # bytes to send, or (address, length) in the archive
@@ -78,7 +78,7 @@ class Responder:
         if chosen is None:
             return error_reply(406, "no content coding of this file is acceptable", request, vary_fields(vary))
         if fields.conditional:
-            return self.conditional(request, chosen, vary)
+            return self.conditional(request, found, chosen)
         return new_full_response((chosen, vary, connection, method == b"HEAD"))
 
     def other_method(self, request):
@@ -118,19 +118,20 @@ class Responder:
         etag = ((b"ETag", chosen.etag),) if chosen.etag else ()
         return *etag, (b"Last-Modified", format_date(chosen.mtime)), *self.cache_control
 
-    def conditional(self, request, chosen, vary):
-        """A request with preconditions or a range (RFC 9110 section 13.2.2 gives the order)."""
-        fields, connection = request.fields, request.connection
-        head_only = request.method == b"HEAD"
+    def conditional(self, request, resource, chosen):
+        """A request with preconditions or a range (RFC 9110 section 13.2.2 gives the order). `chosen` is what of the
+        Resource is sent where no range counts."""
+        fields, connection, vary = request.fields, request.connection, bool(resource.variants)
+        ranges = None
+        if fields.range is not None and request.method == b"GET":
+            chosen, ranges = select_ranges(fields, resource, chosen)
         status = precondition(fields, chosen)
         if status == 412:
             return error_reply(412, "", request)
         if status == 304:
             return Reply(304, (*self.validators(chosen), *vary_fields(vary)), (), connection)
-        asked = fields.range is not None and not head_only and range_applies(fields.if_range, chosen)
-        ranges = parse_ranges(fields.range, chosen.length) if asked else None
         if ranges is None:
-            return FullResponse(chosen, vary, connection, head_only)
+            return FullResponse(chosen, vary, connection, request.method == b"HEAD")
         if not ranges:
             unsatisfied = b"Content-Range", b"bytes */%d" % chosen.length
             return error_reply(416, "", request, (unsatisfied, *vary_fields(vary)))
@@ -272,40 +273,58 @@ def matches(value, etag, weak=False):
     return etag in ([tag.removeprefix(b"W/") for tag in tags] if weak else tags)
 
 
-def range_applies(if_range, chosen):
-    """If-Range (RFC 9110 section 13.1.5): a strong entity tag, or exactly the date of Last-Modified."""
-    if if_range is None:
-        return True
-    return if_range == chosen.etag if if_range[:1] == b'"' else parse_date(if_range) == chosen.mtime
-
-
 # --- ranges (RFC 9110 section 14)
 
 RANGE = re.compile(rb"([0-9]+)-([0-9]*)|-([0-9]+)")
 
 
+def select_ranges(fields, resource, chosen):
+    """(Representation, ranges of it as in parse_ranges) for a request with a Range: (chosen, None) where that does not
+    count. Several ranges are of the plain file alone: a multipart message can say no Content-Encoding of its parts."""
+    found = select_ranged(fields, resource, chosen)
+    ranges = parse_ranges(fields.range, found.length) if found else None
+    return (chosen, None) if ranges is None or found.coding and len(ranges) > 1 else (found, ranges)
+
+
+def select_ranged(fields, resource, chosen):
+    """The Representation that a Range is of, or None where the client has another one.
+
+    Without If-Range it is the plain file where that is acceptable: few who ask for a slice can decode one of gzip.
+    If-Range (RFC 9110 section 13.1.5) names it by a strong entity tag, or by exactly its date, which is none of a
+    single representation where others have the same (section 8.8.2.2)."""
+    if fields.if_range is None:
+        return resource.plain if "" in fields.codings else chosen
+    if fields.if_range[:1] == b'"':
+        named = [one for one in (resource.plain, *resource.variants) if one.etag == fields.if_range]
+    else:
+        date = parse_date(fields.if_range)
+        named = [one for one in (resource.plain, *resource.variants) if date and one.mtime == date]
+    return named[0] if len(named) == 1 and named[0].coding in fields.codings else None
+
+
 def parse_ranges(value, length):
     """Ranges as (start, end) pairs in the order asked, end exclusive; [] where none can be satisfied; None where the
-    field is to be ignored: malformed, another unit, too many parts."""
+    field is to be ignored: malformed, another unit, too many, or of nothing at all (caches in front take what a 416
+    says of an empty file for the answer to everybody)."""
     unit, _, specs = value.partition(b"=")
     asked = [spec.strip(b"\t ") for spec in specs.split(b",")]
-    if unit.strip().lower() != b"bytes" or len(asked) > MAX_RANGES or not any(asked):
+    if unit.strip().lower() != b"bytes" or len(asked) > MAX_RANGES or not any(asked) or not length:
         return None
-    ranges: list[tuple[int, int]] = []
+    ranges = []
     for spec in filter(None, asked):
         match = RANGE.fullmatch(spec)
         if not match:
             return None
         first, last, suffix = map(position, match.groups())
-        if last is not None and last < first or suffix and not length:
-            return None         # a suffix of nothing is satisfiable, but no 206 can say "no bytes": the whole can
+        if last is not None and last < first:
+            return None
         if suffix is None:
             start, end = first, length if last is None else min(last + 1, length)
         else:
             start, end = max(0, length - suffix), length
         if start < end:
-            merge(ranges, start, end)
-    return ranges if len(ranges) <= MAX_PARTS else None
+            ranges.append((start, end))
+    return joined(ranges)
 
 
 def position(digits):
@@ -315,16 +334,16 @@ def position(digits):
     return min(int(b"0" + digits.lstrip(b"0")[:19]), 10 ** 18)
 
 
-def merge(ranges, start, end):
-    """Add (start, end) to `ranges`, joined with all that it overlaps or nearly touches, at the place of the first."""
-    near = [other for other in ranges if start <= other[1] + PART_GAP and other[0] <= end + PART_GAP]
-    if not near:
-        ranges.append((start, end))
-        return
-    at = ranges.index(near[0])
-    ranges[:] = [other for other in ranges if other not in near]
-    starts, ends = zip(*near, (start, end), strict=True)
-    ranges.insert(at, (min(starts), max(ends)))
+def joined(ranges):
+    """`ranges` with those in one that overlap or nearly touch, at the place of the first of them: no byte is in two, so
+    together they are never more than the file."""
+    found: list[list[int]] = []         # start, end, place
+    for start, end, place in sorted((start, end, place) for place, (start, end) in enumerate(ranges)):
+        if found and start <= found[-1][1] + PART_GAP:
+            found[-1][1:] = max(end, found[-1][1]), min(place, found[-1][2])
+        else:
+            found.append([start, end, place])
+    return [(start, end) for start, end, _ in sorted(found, key=itemgetter(2))]
 
 
 def content_range(start, end, length):
@@ -332,11 +351,12 @@ def content_range(start, end, length):
 
 
 def multipart(chosen, ranges):
-    """Body spans and total length of a multipart/byteranges answer (RFC 9110 section 14.6)."""
+    """Body spans and total length of a multipart/byteranges answer (RFC 9110 section 14.6). A line end comes before
+    the first boundary too, as RFC 2046 section 5.1.1 allows: zsync takes a part only behind one."""
     body: list[Span] = []
     for start, end in ranges:
         fields = field_lines(((b"Content-Type", chosen.media_type), content_range(start, end, chosen.length)))
-        head = b"%b--%b\r\n%b\r\n" % (b"\r\n" if body else b"", BOUNDARY, fields)
+        head = b"\r\n--%b\r\n%b\r\n" % (BOUNDARY, fields)
         body += [head, *chosen.spans(start, end)]
     body.append(b"\r\n--%b--\r\n" % BOUNDARY)
     return tuple(body), sum(len(span) if isinstance(span, bytes) else span[1] for span in body)

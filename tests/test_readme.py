@@ -61,7 +61,7 @@ def test_limits_are_those_of_the_code():
                  f"taken {acceptor.PACE // kib} KiB of a response within {acceptor.STALL} s",
                  f"| {worker.MAX_PENDING // kib} KiB for each connection |",
                  f"| {linux.UNSENT // kib} KiB in the kernel",
-                 f"| {reply.MAX_RANGES} asked, {reply.MAX_PARTS} sent |",
+                 f"| {reply.MAX_RANGES} |",
                  f"a buffer of {-(-transport.LARGE_BUFFER // kib)} KiB for each connection |",
                  f"| {transport.MEMO_PLAINTEXT // mib} MiB, for each worker |",
                  f"| {plan.COLD_SEND_SIZE // kib} KiB |", f"| {accesslog.MAX_WAITING // mib} MiB, for each worker |",

@@ -28,6 +28,7 @@ SEEN_BITS = 16              # 64 KiB to tell what has come before from what come
 EMPTY_SECONDS = 60          # a full memory is emptied as often as this
 WARM_SECONDS = 5            # how long what was in memory is taken to be there still
 LAZY_MEMO = 64 * 1024       # a response of more bytes from a lazy archive is not remembered
+NEVER = float("inf")        # seconds since the epoch
 NO_RESULT = 1 << 31         # what no operation returns: results are signed 32-bit, and errors are negative
 STATUS_SLOT = 192           # bytes for each status line with the fields that go with all
 PORT = re.compile(rb":[0-9]*$")         # of a Host field
@@ -76,7 +77,8 @@ class StatusHeads:
 
 def header_section(reply):
     """All that follows the status line in HTTP/1.1 (RFC 9112 section 2.1), but for what StatusHeads adds."""
-    lines = field_lines(reply.fields)
+    modified = ((b"Last-Modified", format_date(reply.modified)),) if reply.modified else ()
+    lines = field_lines((*reply.fields, *modified))
     return b"%bConnection: %b\r\n\r\n" % (lines, reply.connection) if reply.connection else lines + b"\r\n"
 
 
@@ -167,13 +169,21 @@ class Memo:
         self.seen = bytearray(1 << SEEN_BITS)       # for each hash's low bits, some others of the last that came
         self.plan_room, self.request_room = MEMO_PLANS, MEMO_REQUESTS
         self.emptied = self.warmed = wall
+        self.now = int(wall)                        # as Date says
+        self.next_modified = NEVER                  # the earliest date that a plan does not tell, because it is later
 
     def make(self, plans, key, reply):
-        """Make the Plan of a Reply; keep it in a site's `plans` under `key`, the Reply again or its FullResponse."""
+        """Make the Plan of a Reply; keep it in a site's `plans` under `key`, the Reply again or its FullResponse.
+
+        Last-Modified is left out while it would be later than Date (RFC 9110 section 8.8.2.1): see `tick`."""
+        modified = reply.modified
+        if modified > self.now:
+            self.next_modified = min(self.next_modified, modified)
+            reply = reply._replace(modified=0)
         plan = Plan(reply, self.status_heads.get(reply.status), self.tallies[reply.status // 100],
                     self.library.lazy and self.library.is_lazy(reply.body))
         size = PLAN_OVERHEAD + len(plan.memory)
-        if key is reply:
+        if isinstance(key, Reply):
             size += len(plan.memory) + FIELD_OVERHEAD * len(reply.fields)
         if self.plan_room < size:
             self.newest.popitem()
@@ -205,6 +215,9 @@ class Memo:
     def tick(self, wall):
         """Once a second: the Date, and room for what is new."""
         self.status_heads.tick(wall)
+        if wall < self.now or wall >= self.next_modified:       # what is later than Date has changed
+            self.forget()
+        self.now = int(wall)
         full = self.plan_room < MEMO_PLANS // 8 or self.request_room < MEMO_REQUESTS // 8
         if full and wall - self.emptied > EMPTY_SECONDS:
             self.forget()
@@ -217,7 +230,7 @@ class Memo:
         """Drop all plans; those being sent live until they are."""
         for plans in self.plans:
             plans.clear()
-        self.plan_room = MEMO_PLANS
+        self.plan_room, self.next_modified = MEMO_PLANS, NEVER
         self.forget_requests()
 
     def forget_requests(self):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
 from archive import PATH_SAFE, Representation, Resource
-from http1 import KNOWN, SERVED, format_date, parse_date
+from http1 import KNOWN, SERVED, list_members, parse_date
 
 MAX_RANGES = 200            # in one request, as Apache has it; who asks for more gets the whole file
 PART_GAP = 80               # ranges nearer than this many bytes become one: about what a part's own head takes
@@ -29,12 +29,13 @@ BOUNDARY = secrets.token_hex(12).encode()       # made after the archive, so not
 
 
 class Reply(NamedTuple):
-    """A response but for what its sender adds: Server, Date, and Connection in HTTP/1."""
+    """A response but for what its sender adds: Server, Date, Last-Modified, and Connection in HTTP/1."""
 
     status: int
     fields: tuple[tuple[bytes, bytes], ...]         # names and values
     body: tuple[Span, ...]
     connection: bytes = b""     # as in Request: b"" (persist), b"close", b"keep-alive" (said to HTTP/1.0)
+    modified: int = 0           # seconds since the epoch, for Last-Modified where Date is not earlier; 0: not known
 
     @property
     def close(self):
@@ -107,7 +108,7 @@ class Responder:
         """The Reply that a FullResponse stands for."""
         chosen, vary, connection, head_only = response
         body = () if head_only else chosen.spans()
-        return Reply(200, self.file_fields(chosen, vary, chosen.length), body, connection)
+        return Reply(200, self.file_fields(chosen, vary, chosen.length), body, connection, chosen.mtime)
 
     def file_fields(self, chosen, vary, length, *content):
         """The header fields that go with all or parts of a file; `content` are more that say what is sent of it."""
@@ -116,7 +117,7 @@ class Responder:
 
     def validators(self, chosen):
         etag = ((b"ETag", chosen.etag),) if chosen.etag else ()
-        return *etag, (b"Last-Modified", format_date(chosen.mtime)), *self.cache_control
+        return *etag, *self.cache_control
 
     def conditional(self, request, resource, chosen):
         """A request with preconditions or a range (RFC 9110 section 13.2.2 gives the order). `chosen` is what of the
@@ -129,7 +130,7 @@ class Responder:
         if status == 412:
             return error_reply(412, "", request)
         if status == 304:
-            return Reply(304, (*self.validators(chosen), *vary_fields(vary)), (), connection)
+            return Reply(304, (*self.validators(chosen), *vary_fields(vary)), (), connection, chosen.mtime)
         if ranges is None:
             return FullResponse(chosen, vary, connection, request.method == b"HEAD")
         if not ranges:
@@ -147,7 +148,7 @@ class Responder:
             body, length = multipart(chosen, ranges)
             several = chosen._replace(media_type=b"multipart/byteranges; boundary=" + BOUNDARY)
             fields = self.file_fields(several, vary, length)
-        return Reply(206, fields, body, connection)
+        return Reply(206, fields, body, connection, chosen.mtime)
 
 
 # --- replies that are not a file's
@@ -247,25 +248,27 @@ def precondition(fields, chosen):
     if fields.if_match is not None:
         if not matches(fields.if_match, chosen.etag):
             return 412
-    elif is_newer(chosen, fields.if_unmodified_since):
-        return 412
+    elif fields.if_unmodified_since is not None:
+        date = parse_date(fields.if_unmodified_since)
+        if date is not None and chosen.mtime > date:
+            return 412
     if fields.if_none_match is not None:
         if matches(fields.if_none_match, chosen.etag, weak=True):
             return 304
-    elif is_newer(chosen, fields.if_modified_since) is False:
+    elif fields.if_modified_since is not None and has_date(chosen, fields.if_modified_since):
         return 304
     return None
 
 
-def is_newer(chosen, date):
-    """Whether a Representation was modified after an HTTP-date; None where that is missing or malformed."""
-    seconds = None if date is None else parse_date(date)
-    return None if seconds is None else chosen.mtime > seconds
+def has_date(chosen, value):
+    """Whether a Representation's date is exactly the HTTP-date in a field's value. A later one does not do, though RFC
+    9110 section 13.1.3 would let it: after a roll-back the client's copy is the newer one, and another."""
+    return chosen.mtime != 0 and parse_date(value) == chosen.mtime
 
 
 def matches(value, etag, weak=False):
     """Whether an If-Match or (weak) If-None-Match value names `etag`; a malformed one names nothing."""
-    if value == b"*":
+    if value == b"*" or b"*" in value and list_members(value) == {b"*"}:
         return True
     if not etag or not ENTITY_TAGS.fullmatch(value):
         return False
@@ -294,11 +297,9 @@ def select_ranged(fields, resource, chosen):
     single representation where others have the same (section 8.8.2.2)."""
     if fields.if_range is None:
         return resource.plain if "" in fields.codings else chosen
-    if fields.if_range[:1] == b'"':
-        named = [one for one in (resource.plain, *resource.variants) if one.etag == fields.if_range]
-    else:
-        date = parse_date(fields.if_range)
-        named = [one for one in (resource.plain, *resource.variants) if date and one.mtime == date]
+    is_tag = fields.if_range[:1] == b'"'
+    named = [one for one in (resource.plain, *resource.variants)
+             if (one.etag == fields.if_range if is_tag else has_date(one, fields.if_range))]
     return named[0] if len(named) == 1 and named[0].coding in fields.codings else None
 
 

@@ -233,14 +233,14 @@ def expected_status(fields, chosen, ranges):
     if fields.if_none_match is not None:
         if names(fields.if_none_match, chosen.etag, weak=True):
             return 304
-    elif (when := date(fields.if_modified_since)) is not None and chosen.mtime <= when:
+    elif date(fields.if_modified_since) == chosen.mtime:
         return 304
     return 200 if ranges is None else 206 if ranges else 416
 
 
 def names(value, etag, weak):
     """Whether a list of entity tags, read letter by letter (RFC 9110 section 8.8.3), has this one; of none, no."""
-    if value == b"*":
+    if b"*" in value and not value.strip(b"\t ,*") and re.fullmatch(rb"[\t ]*\*?[\t ]*(,[\t ]*\*?[\t ]*)*", value):
         return True
     found, rest = [], value.lstrip(b"\t ,")
     while rest:

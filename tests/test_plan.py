@@ -542,6 +542,64 @@ def test_a_request_gets_the_plan_of_its_reply(memo):
     assert site.respond(parsed(b"/no")) is site.respond(parsed(b"/no"))
 
 
+# --- Last-Modified is never later than Date (RFC 9110 section 8.8.2.1)
+
+def dated(memo, mtime):
+    """What is asked of a site with one file of that date: for all of it, for a part, and whether it has changed."""
+    page = PAGE._replace(plain=PAGE.plain._replace(mtime=mtime))
+    site = make_site(memo, {b"": Responder(SimpleNamespace(find={b"/": page}.get), b"")})
+    for fields in (b"", b"Range: bytes=0-1\r\n", b"If-None-Match: *\r\n"):
+        yield lambda fields=fields: site.respond(parsed(fields=fields))
+
+
+@pytest.mark.parametrize(("mtime", "clock"), (
+    (NOW + 5, {0: False, 1: False, 4.9: False, 5: True, 6: True}),
+    (NOW, {0: True, 1: True, -0.1: False, 0.5: True}),
+    (NOW + 10 ** 9, {0: False, 2: False, 2 * 10 ** 9: True}),
+    (NOW - 10 ** 9, {0: True, -2 * 10 ** 9: False, 7: True})),
+    ids=("later", "now", "a board without a clock", "a clock that is set back"))
+def test_a_date_later_than_the_clock_is_left_out_while_it_is(memo, mtime, clock):
+    for ask in dated(memo, mtime):
+        memo.tick(NOW)
+        for seconds, told in clock.items():
+            if seconds:
+                memo.tick(NOW + seconds)
+            plan = ask()
+            assert (b"Last-Modified: %b\r\n" % format_date(mtime) in sent(plan)) == told
+            assert (b"Last-Modified" in sent(plan)) == told
+            assert ask() is plan
+
+
+def test_only_dates_that_are_left_out_have_plans_forgotten(memo):
+    early, late = (next(dated(memo, NOW + seconds)) for seconds in (-1, 3))
+    plan = early()
+    for seconds in range(5):
+        memo.tick(NOW + seconds)
+        assert early() is plan
+    memo.forget()
+    plan, other = early(), late()
+    memo.tick(NOW + 5)
+    assert early() is plan and late() is other
+    memo.tick(NOW + 4)
+    assert early() is not plan
+    memo.tick(NOW)
+    plan, other = early(), late()
+    memo.tick(NOW + 2)
+    assert early() is plan and late() is other
+    memo.tick(NOW + 3)
+    assert early() is not plan and late() is not other
+
+
+def test_a_request_that_is_remembered_gets_the_date_once_it_is_there(memo):
+    ask = next(dated(memo, NOW + 1))
+    for _ in range(3):
+        memo.remember(b"GET / HTTP/1.1\r\n\r\n", ask())
+    assert b"Last-Modified" not in sent(memo.by_request[b"GET / HTTP/1.1\r\n\r\n"])
+    memo.tick(NOW + 1)
+    assert not memo.by_request
+    assert b"Last-Modified" in sent(ask())
+
+
 @pytest.mark.parametrize("kind", (Memo, ForgetfulMemo))
 def test_refusals_and_continue(kind):
     site = Site(kind(LIBRARY, SERVER, NOW), lambda request: None)

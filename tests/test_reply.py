@@ -147,7 +147,7 @@ def test_nothing_acceptable(target, vary):
 MATCH = {"": None, '"tag"': True, '"x"': False, "*": True, 'W/"tag"': False, '"x" , "tag"': True, "tag": False}
 UNMODIFIED = {"": None, DATE: True, AFTER: True, BEFORE: False, "never": None}
 NONE_MATCH = {"": None, '"tag"': False, '"x"': True, "*": False, 'W/"tag"': False, '"x",W/"tag"': False, "tag": True}
-MODIFIED = {"": None, DATE: False, AFTER: False, BEFORE: True, "never": None}
+MODIFIED = {"": None, DATE: False, AFTER: True, BEFORE: True, "never": None}
 
 
 def expected_status(if_match, if_unmodified, if_none_match, if_modified):
@@ -175,7 +175,8 @@ def test_preconditions_in_their_order(if_match, if_none_match):
 
 @pytest.mark.parametrize(("value", "strong", "weak"), [
     (b'"tag"', True, True), (b'W/"tag"', False, True), (b'w/"tag"', False, False), (b'"tag', False, False),
-    (b'tag"', False, False), (b"tag", False, False), (b"", False, False), (b"*", True, True), (b"*, *", False, False),
+    (b'tag"', False, False), (b"tag", False, False), (b"", False, False), (b"*", True, True), (b"*, *", True, True),
+    (b",* ,,\t*,", True, True), (b'"*"', False, False), (b"**", False, False), (b"* *", False, False),
     (b'*, "tag"', False, False), (b'"a", "tag"', True, True), (b'"tag", "a"', True, True), (b'"a" "tag"', False, False),
     (b'"a","tag"', True, True), (b',, "tag" ,\t,', True, True), (b'"a\\", "tag"', True, True),
     (b'"a,"tag"', False, False),
@@ -190,6 +191,18 @@ def test_without_etag_only_an_asterisk_matches():
     for value in (b'""', b'"x"', b"", b'W/""'):
         assert not matches(value, b"") and not matches(value, b"", weak=True)
     assert matches(b"*", b"")
+
+
+def test_what_has_no_date_is_not_asked_for_by_date():
+    """Members of time 0 and the like: Thu, 01 Jan 1970 00:00:00 GMT is no date of theirs."""
+    responder = Responder(Contents({b"/": Resource(PLAIN._replace(mtime=0), ())}), b"")
+    epoch = http1.format_date(0).decode()
+    assert "Last-Modified" not in fields(ask("/", responder=responder))
+    for value in (epoch, DATE):
+        assert ask("/", responder=responder, if_modified_since=value).status == 200
+        assert ask("/", responder=responder, if_unmodified_since=value).status == 200
+        assert ask("/", responder=responder, if_range=value, range="bytes=0-4").status == 200
+    assert "Last-Modified" not in fields(ask("/", responder=responder, if_none_match="*"))
 
 
 @pytest.mark.parametrize("target", ["/packed", "/plain"])

@@ -103,6 +103,14 @@ class Archive:
         """What `path` stands for: decoded, absolute, without dot segments."""
         return self._index.get(path)
 
+    def items(self) -> Iterable[tuple[bytes, Resource | Redirect]]:
+        """Each path with what it stands for."""
+        return self._index.items()
+
+    def update(self, changed: Index) -> None:
+        """Have paths stand for something else."""
+        self._index.update(changed)
+
     def read(self, rep: Representation) -> bytes:
         """All bytes of a Representation; for start-up, or for what is small. Raises ArchiveError."""
         hole = zeros(HOLE_MAX) if rep.pieces else -HOLE_MAX

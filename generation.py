@@ -8,10 +8,11 @@ import logging
 import mmap
 import os
 import re
+import time
 from functools import partial
 
 import linux
-from archive import Layers, Library, open_archive
+from archive import Layers, Library, Resource, open_archive
 from options import UsageError
 from reply import Responder
 from tar import ArchiveError
@@ -101,6 +102,7 @@ class Generation:
             raise ArchiveError(f"{path} cannot be looked at any more; copy it anew")
         for note in archive.notes:
             log.warning("%s: %s", path, note)
+        renew_dates(archive, Layers(before), int(time.time()))
         return [archive, *before[:options.keep]]
 
     def archives(self):
@@ -177,6 +179,41 @@ def size(count):
         return f"{count} bytes"
     power = min((len(str(count)) - 1) // 3, 3)
     return f"{count / 1000 ** power:.1f} {' kMG'[power]}B"
+
+
+# --- dates over reloads
+
+def renew_dates(archive, before, now):
+    """Where an Archive has other bytes at a path than those `before` it, and no later date, give them the reload's:
+    `now`, in seconds since the epoch. Reproducible archives have the same date each time, roll-backs an older one, and
+    whoever asks by date would keep what has been replaced (RFC 9110 section 8.8.2.2). The same bytes keep the later
+    of their dates."""
+    changed = {}
+    for path, resource in archive.items():
+        was = before.find(path)
+        if isinstance(resource, Resource) and isinstance(was, Resource):
+            later = with_later_dates(resource, was, now)
+            if later is not resource:
+                changed[path] = later
+    archive.update(changed)
+
+
+def with_later_dates(resource, was, now):
+    """A Resource in place of the one that `was` there; the same where no date has to change. Without entity tags all
+    bytes are taken to be others."""
+    if resource.plain[2:] == was.plain[2:] and resource.plain.etag and not resource.variants:
+        return resource                     # nearly all, in less time
+    dates = {one.coding: one.mtime for one in (was.plain, *was.variants)}
+    tags = {one.coding: one.etag for one in (was.plain, *was.variants)}
+    newest, those = max(dates.values()), (resource.plain, *resource.variants)
+    if all(one.etag and tags.get(one.coding, one.etag) == one.etag for one in those):
+        least = [dates.get(one.coding, was.plain.mtime) for one in those]
+    else:
+        least = [max(now, newest + 1) if 0 < newest >= one.mtime else 0 for one in those]
+    if all(one.mtime >= date for one, date in zip(those, least, strict=True)):
+        return resource
+    plain, *variants = (one._replace(mtime=max(one.mtime, date)) for one, date in zip(those, least, strict=True))
+    return Resource(plain, tuple(variants))
 
 
 # --- into memory, and out of it

@@ -57,10 +57,6 @@ class Representation(NamedTuple):
             at += length
         return tuple(found)
 
-    def spans(self, start: int = 0, end: int | None = None) -> tuple[tuple[int, int], ...]:
-        """Where the bytes in [start, end) are, or all: (address, length)."""
-        return ((self.offset + start, (self.length if end is None else end) - start),)
-
 
 class Resource(NamedTuple):
     """What a path stands for."""
@@ -93,7 +89,10 @@ class Archive:
         self.release: Callable[[], None] = lambda: None     # of what `address` is in
         self.copied = False                 # whether memory at `address` is a copy, which nothing can happen to
         self.identity: tuple | None = None  # of the file, for whoever looks whether it has changed
+        self.ctime = 0                      # of the file, in nanoseconds, when it was last known to be what it was
+        self.watched = self.written = False # whether inotify tells of writes, and whether there have been any
         self.digest = ""                    # of all names and entity tags: equal for equal archives
+        self.places = 0                     # a hash of where everything is
         self.files = 0
         self.bytes = 0
         self.notes: list[str] = []
@@ -218,6 +217,7 @@ def _fill(archive: Archive, prefix: str, etags: bool, dotfiles: bool) -> None:
     for name, stored in paths.items():
         digest.update(b"%b\0%d\0%b\0" % (name, stored.length, found.get(stored.offset, UNREAD).etag))
     archive.digest = digest.hexdigest()[:16]
+    archive.places = hash(tuple([stored.offset for stored in paths.values()]))
     archive.notes = tree.notes() + hidden + siblings.notes(etags)
     if taken_off and not any(name.startswith(taken_off) for name in tree.nodes):
         archive.notes.append(f"no name begins with {shown(taken_off)}, so --prefix takes nothing off")

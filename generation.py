@@ -8,6 +8,7 @@ import logging
 import mmap
 import os
 import re
+import struct
 import time
 from functools import partial
 
@@ -20,12 +21,13 @@ from tar import ArchiveError
 log = logging.getLogger("tarweb")
 
 
-def identity(file):
+def identity(file, with_ctime=False):
     """What tells the file at a path or descriptor from another one, and from itself once it is changed (stat(2)):
-    (device, inode, size, mtime in nanoseconds). None where there is no such file."""
+    (device, inode, size, mtime and ctime in nanoseconds). None where there is no such file. The ctime counts (else it
+    is 0) only where a file is known to have been written to: mv and ln change it, too."""
     with contextlib.suppress(OSError):
         status = os.stat(file)
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns * with_ctime
     return None
 
 
@@ -60,9 +62,13 @@ class Generation:
         self.seen = self.tried = self.loaded
         self.spoilt = False                 # whether an archive has been written to in place
         self.inotify = linux.open_inotify()
+        self.written = False                # whether inotify has told of writes that in_flux() has not
+        self.watched = {}                   # archives by the number that inotify has for them
         for archive in self.newest:
-            if not archive.copied:
-                linux.report_writes(self.inotify, archive.fd)
+            number = -1 if archive.copied else linux.report_writes(self.inotify, archive.fd)
+            archive.watched = number >= 0
+            if archive.watched:
+                self.watched[number] = archive
 
     def open_log(self, previous):
         """The access log, opened anew. Where that is not all that a reload is for, and fails, as for a FIFO that nobody
@@ -78,6 +84,8 @@ class Generation:
 
     def load(self, tls, previous):
         options, by_path = self.options, {}
+        if previous:
+            previous.note_writes()
         self.credentials_were = list(map(identity, options.tls_cert + options.tls_key))
         if tls:
             from credentials import load_credentials
@@ -91,19 +99,40 @@ class Generation:
 
     def load_layers(self, path, before):
         """The layers for the tar at `path`, where those `before` have served."""
-        if before and before[0].identity == identity(path) == identity(before[0].fd):
+        if before and before[0].identity == identity(path) == identity(before[0].fd) and not self.rewritten(before[0]):
             return before
-        options = self.options
-        archive = open_archive(path, options.prefix, options.etags == "on", partial(bring_in, options),
-                               options.dotfiles)
+        archive = self.open(path, place=partial(bring_in, self.options))
         self.opened.append(archive)
-        archive.identity = identity(archive.fd)
+        archive.identity, archive.ctime = identity(archive.fd), os.fstat(archive.fd).st_ctime_ns
         if archive.identity is None:
             raise ArchiveError(f"{path} cannot be looked at any more; copy it anew")
         for note in archive.notes:
             log.warning("%s: %s", path, note)
         renew_dates(archive, Layers(before), int(time.time()))
-        return [archive, *before[:options.keep]]
+        return [archive, *before[:self.options.keep]]
+
+    def open(self, path, **place):
+        """The Archive at `path`, as the command line has it. Raises ArchiveError."""
+        options = self.options
+        return open_archive(path, options.prefix, options.etags == "on", dotfiles=options.dotfiles, **place)
+
+    def rewritten(self, archive):
+        """Whether an Archive has been written to, though it is the file at its path, of the same size and date.
+
+        inotify tells; where it does not, a ctime that has changed, if there are other contents (other names and places
+        alone, with --etags=off). That it is read again is rare: mv, ln, chmod and the like take it.
+        """
+        ctime = os.fstat(archive.fd).st_ctime_ns
+        if not archive.written and not archive.watched and ctime != archive.ctime:
+            archive.ctime = ctime
+            try:
+                now = self.open(archive.path)
+            except ArchiveError:        # the reload that this leads to says why
+                archive.written = True
+            else:
+                archive.written = (now.digest, now.places) != (archive.digest, archive.places)
+                now.close()
+        return archive.written
 
     def archives(self):
         """All of them, each once."""
@@ -142,21 +171,32 @@ class Generation:
         """To be asked once a second: whether a file has changed (with --watch one of this name, else one that is open),
         has stayed so for a second, and has not been tried to be loaded like that."""
         options, before = self.options, self.seen
-        self.seen = [identity(archive.path if options.watch else archive.fd) for archive in self.newest]
-        self.seen += map(identity, options.tls_cert + options.tls_key) if options.watch else self.credentials_were
         if not self.spoilt:
             self.look_for_damage()
+        self.seen = [identity(archive.path if options.watch else archive.fd, archive.written)
+                     for archive in self.newest]
+        self.seen += map(identity, options.tls_cert + options.tls_key) if options.watch else self.credentials_were
         return self.seen == before and self.seen not in (self.loaded, self.tried)
 
     def in_flux(self):
         """Whether an archive has been written to since this was asked last."""
+        self.note_writes()
+        written, self.written = self.written, False
+        return written
+
+    def note_writes(self):
+        """Take what inotify has to tell."""
         with contextlib.suppress(OSError):
-            return bool(os.read(self.inotify, 4096))
-        return False
+            for number, *_ in struct.iter_unpack("=iIII", os.read(self.inotify, 4096)):     # struct inotify_event
+                if number in self.watched:
+                    self.watched[number].written = self.written = True
 
     def look_for_damage(self):
         for archive in self.newest:
-            if identity(archive.fd) != archive.identity and not archive.copied:
+            changed = archive.written or identity(archive.fd) != archive.identity
+            if not changed and archive.identity == identity(archive.path):
+                changed = self.rewritten(archive)
+            if changed and not archive.copied:
                 self.spoilt = True
                 log.error("%s has been written to in place, so responses from it may be wrong; it will be read anew. "
                           "To replace an archive, write another file and mv it there", archive.path)

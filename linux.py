@@ -242,7 +242,8 @@ def open_inotify():
 
 
 def report_writes(inotify, fd):
-    libc.inotify_add_watch(inotify, b"/proc/self/fd/%d" % fd, IN_MODIFY)
+    """Have an inotify descriptor tell when the file `fd` is written to; the number that it has there, -1 if not."""
+    return libc.inotify_add_watch(inotify, b"/proc/self/fd/%d" % fd, IN_MODIFY)
 
 
 # Of each connection, tcp(7). A response is one send, and the next must not wait for its acknowledgement. And where it

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import tarfile
 import threading
+import time
 
 import pytest
 from support import ROOT, build_tar, noise, request, run_tarweb, wait_until
@@ -227,6 +228,70 @@ def test_an_archive_is_overwritten_again_and_again(start, archive):
         assert count(server, WRITTEN) == number - 1
 
 
+# The real program where inotify tells nothing: there is no more of it, or another machine writes (NFS).
+WITHOUT_INOTIFY = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import linux, tarweb
+linux.open_inotify = lambda: -1
+sys.exit(tarweb.main())
+"""
+SILENT = {"program": ("-c", WITHOUT_INOTIFY, str(ROOT))}
+
+
+def rewrite(archive, old, new):
+    """Write to an archive in place, so that its size and date are as they were."""
+    status = archive.stat()
+    data = archive.read_bytes()
+    with archive.open("r+b") as file:
+        file.write(data.replace(old, new))
+    os.utime(archive, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (archive.stat().st_size, archive.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+
+
+@pytest.mark.parametrize(("flags", "options"), [((), {}), (("--watch",), {}), (("--watch",), SILENT)],
+                         ids=["", "watch", "watch without inotify"])
+def test_a_write_that_keeps_size_and_date_is_noticed(start, tmp_path, flags, options):
+    archive = build_tar(tmp_path / "site.tar", {"a": b"<p>one", "b": b"b"})
+    server = start(archive, *flags, **options)
+    tag = server.fetch("/a")["ETag"]
+    for number, (old, new) in enumerate(((b"<p>one", b"<p>two"), (b"<p>two", b"<p>six")), 2):
+        rewrite(archive, old, new)
+        wait_until(lambda: count(server, f"reloaded: generation {number} "))    # noqa: B023
+        response = server.fetch("/a", if_none_match=tag)
+        assert (response.status, response.body) == (200, new)
+        assert (len(reports(server)), count(server, WRITTEN)) == (number - 1, number - 1)
+        tag = response["ETag"]
+
+
+@pytest.mark.parametrize("options", [{}, SILENT], ids=["", "without inotify"])
+def test_a_write_that_keeps_size_and_date_is_noticed_at_sighup(start, tmp_path, options):
+    archive = build_tar(tmp_path / "site.tar", {"a": b"<p>one", "b": b"b"})
+    server = start(archive, **options)
+    tag = server.fetch("/a")["ETag"]
+    rewrite(archive, b"<p>one", b"<p>two")
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: reports(server))
+    response = server.fetch("/a", if_none_match=tag)
+    assert (response.status, response.body) == (200, b"<p>two")
+
+
+@pytest.mark.parametrize("options", [{}, SILENT], ids=["", "without inotify"])
+def test_links_names_and_modes_are_no_writes(start, tmp_path, options):
+    """They change ctime, too."""
+    archive = build_tar(tmp_path / "site.tar", {"a": b"a", "b": b"b"})
+    server = start(archive, "--watch", **options)
+    os.link(archive, tmp_path / "link")
+    archive.chmod(0o604)
+    os.replace(archive, tmp_path / "other")
+    os.replace(tmp_path / "other", archive)
+    if options:
+        rewrite(archive, b"a", b"a")            # the same bytes are no news
+    time.sleep(3.5)
+    assert server.fetch("/a").body == b"a"
+    assert (reports(server), count(server, WRITTEN)) == ([], 0)
+
+
 @pytest.mark.parametrize("flags", [(), ("--watch",)])
 def test_an_archive_is_deleted(start, archive, flags):
     """It is there as long as somebody has it open."""
@@ -253,11 +318,11 @@ class FailingDisk:
     LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, FLUSH, INIT, BATCH_FORGET = 1, 2, 3, 14, 15, 18, 25, 26, 42
     INVALIDATE = 2          # FUSE_NOTIFY_INVAL_INODE
     ROOT, FILE = 1, 2       # node ids
-    KEEP_CACHE = 2          # FOPEN_KEEP_CACHE
+    KEEP_CACHE, DIRECT_IO = 2, 1        # FOPEN_KEEP_CACHE, FOPEN_DIRECT_IO
     FOREVER = 1 << 30       # seconds that names and attributes are valid
 
-    def __init__(self, folder, data):
-        self.data, self.folder, self.path = data, folder, folder / "site.tar"
+    def __init__(self, folder, data, flags=KEEP_CACHE):
+        self.data, self.folder, self.path, self.flags = data, folder, folder / "site.tar", flags
         self.broken = range(0)
         self.fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         folder.mkdir()
@@ -313,7 +378,7 @@ class FailingDisk:
         if operation == self.GETATTR:
             return struct.pack("=QII", self.FOREVER, 0, 0) + self.attributes(node)
         if operation == self.OPEN:
-            return struct.pack("=QII", 0, self.KEEP_CACHE, 0)
+            return struct.pack("=QII", 0, self.flags, 0)
         if operation == self.READ:
             _, offset, size = struct.unpack_from("=QQI", body)
             asked = range(offset, offset + size)
@@ -328,15 +393,23 @@ class FailingDisk:
 
 
 @pytest.fixture
-def failing_disk(tmp_path):
+def failing_disk(tmp_path, request):
     """FailingDisk of the archive of FILES."""
     data = build_tar(tmp_path / "whole.tar", FILES).read_bytes()
     try:
-        disk = FailingDisk(tmp_path / "disk", data)
+        disk = FailingDisk(tmp_path / "disk", data, getattr(request, "param", FailingDisk.KEEP_CACHE))
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"a file system of our own (FUSE) cannot be mounted here: {error}")
     yield disk
     disk.close()
+
+
+@pytest.mark.parametrize("failing_disk", [FailingDisk.DIRECT_IO], indirect=True)
+def test_a_file_system_that_shares_no_pages(failing_disk, begin):
+    """As mergerfs, sshfs, rclone and s3fs may be mounted: it refuses MAP_SHARED."""
+    server = begin(failing_disk.path)
+    for name in FILES:
+        assert is_whole(server, name)
 
 
 def part_of(archive, name):

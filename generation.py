@@ -291,9 +291,9 @@ def bring_in(options, archive):
         else:
             archive.address = linux.map_file(fd, size)
     except OSError as error:
-        reason = f"{archive.path} cannot be brought into memory: {error.strerror or error}"
         advice = "; see --hugepages and sysctl vm.nr_hugepages" * bool(options.hugepages)
-        raise ArchiveError(reason + advice) from error
+        raise ArchiveError(f"the archive of {size} bytes cannot be brought into memory: {error.strerror or error}"
+                           + advice) from error
     page = max(1 << options.hugepages, mmap.PAGESIZE)
     archive.release = partial(linux.unmap_file, archive.address, -(-size // page) * page)
     fits = archive.copied or options.preload or size < available_memory() // 2

@@ -20,7 +20,7 @@ from itertools import takewhile
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
-import codings
+import media
 from linux import cpus, zeros
 from media import Utf8, media_type
 from sparse import HOLE, HOLE_MAX, Pieces
@@ -262,7 +262,7 @@ class Content(NamedTuple):
     etag: bytes
     utf8: bool              # whether it is text that may be called UTF-8
     crc: int                # CRC-32, where there is a sibling to compare it with, else 0
-    ends: bytes             # of such a sibling: its first codings.HEAD bytes and its last codings.TAIL
+    ends: bytes             # of such a sibling: its first media.CODING_HEAD bytes and its last media.CODING_TAIL
 
 
 UNREAD = Content(b"", True, 0, b"")     # without reading, text is taken for UTF-8
@@ -348,7 +348,7 @@ def _content(chunks: Iterable[bytes], job: Job) -> Content:
         if job.has_gzip:
             crc = zlib.crc32(chunk, crc)
         if job.is_sibling:
-            head, tail = head or chunk[:codings.HEAD], (tail + chunk[-codings.TAIL:])[-codings.TAIL:]
+            head, tail = head or chunk[:media.CODING_HEAD], (tail + chunk[-media.CODING_TAIL:])[-media.CODING_TAIL:]
     etag = b'"' + base64.urlsafe_b64encode(digest.digest()[:12]) + b'"'
     return Content(etag, encoding is not None and encoding.finish(), crc, head + tail)
 
@@ -358,7 +358,7 @@ def _content(chunks: Iterable[bytes], job: Job) -> Content:
 class Siblings:
     """Files beside others whose names say that they hold the others' bytes in a content coding, and which of them do.
 
-    What they say of themselves is compared with the files, which are read anyway; see codings.py. Without reading there
+    What they say of themselves is compared with the files, which are read anyway; see media.py. Without reading there
     are the dates, and that no coding of anything is empty.
     """
 
@@ -368,8 +368,8 @@ class Siblings:
         self.bad: list[str] = []
         for path in paths:
             stem, _, suffix = path.rpartition(b".")
-            if suffix in codings.SUFFIXES and stem in paths:
-                self.of.setdefault(stem, []).append((path, codings.SUFFIXES[suffix]))
+            if suffix in media.CODING_SUFFIXES and stem in paths:
+                self.of.setdefault(stem, []).append((path, media.CODING_SUFFIXES[suffix]))
         named = [(paths[stem].offset, paths[path].offset, coding) for stem, siblings in self.of.items()
                  for path, coding in siblings]
         self.with_gzip = {plain for plain, _, coding in named if coding == "gzip"}
@@ -392,11 +392,11 @@ class Siblings:
         told = False
         if sibling.offset in found:
             ends = found[sibling.offset].ends
-            head, tail = ends[:-codings.TAIL], ends[-codings.TAIL:]
-            if why := codings.wrong(coding, head, tail, plain.length, found[plain.offset].crc):
+            head, tail = ends[:-media.CODING_TAIL], ends[-media.CODING_TAIL:]
+            if why := media.wrong_coding(coding, head, tail, plain.length, found[plain.offset].crc):
                 return why
-            told = codings.tells_length(coding, head)
-        return "is older" if not told and plain.mtime - sibling.mtime > codings.OLDER else ""
+            told = media.tells_length(coding, head)
+        return "is older" if not told and plain.mtime - sibling.mtime > media.OLDER else ""
 
     def notes(self, read: bool) -> list[str]:
         """Sentences for the operator; `read` is whether anything has been read."""

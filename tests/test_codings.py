@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codings import HEAD, TAIL, tells_length, wrong
+from media import CODING_HEAD as HEAD
+from media import CODING_TAIL as TAIL
+from media import tells_length
+from media import wrong_coding as wrong
 
 PAGE = b"<!doctype html><title>page</title>" + b"<p>It is the same, and the same again.</p>" * 400
 SAMPLES = [b"", b"x", PAGE, PAGE[:1000], bytes(200_000), bytes(range(256)) * 300, PAGE * 20]

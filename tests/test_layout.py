@@ -17,12 +17,11 @@ from options import GROUPS
 
 MAY_IMPORT = {  # arrows run one way
     "http1": set(),
-    "codings": set(),
     "media": set(),
     "linux": set(),
     "sparse": set(),
     "tar": {"sparse"},
-    "archive": {"codings", "linux", "media", "sparse", "tar"},
+    "archive": {"linux", "media", "sparse", "tar"},
     "uring": {"linux"},
     "reply": {"http1", "archive"},
     "metrics": {"clock", "options", "reply"},

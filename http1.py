@@ -53,11 +53,18 @@ class Fields(NamedTuple):
     range: bytes | None
 
 
+class Decoded(bytes):
+    """A path that the request target has otherwise, as `raw`."""
+
+    raw: bytes
+
+
 class Request(NamedTuple):
     """One request head. A body follows it when `has_body`."""
 
     method: bytes
-    path: bytes                     # decoded, dot segments removed: begins with a slash; or b"*" for OPTIONS *
+    path: bytes                     # decoded, dot segments removed: begins with a slash; or b"*" for OPTIONS *. Where
+                                    # that has changed something, it is of class Decoded
     query: bytes                    # not decoded, visible ASCII, with its "?", or b""
     connection: bytes               # what the response says: b"" (persist), b"close", b"keep-alive" (HTTP/1.0)
     has_body: bool
@@ -156,7 +163,8 @@ def parse_head(head):
         if host is not None:
             fields = fields._replace(host=host)     # RFC 9112 section 3.2.2: whatever the field says
     if b"%" in path or b"/." in path:
-        path = decode_path(path)
+        raw, path = path, Decoded(decode_path(path))
+        path.raw = raw
     return Request(method, path, query or b"", connection, has_body, fields)
 
 

@@ -7,13 +7,14 @@ same for every version of HTTP, each of which puts them on the wire in its own w
 import re
 import secrets
 from functools import lru_cache, partial
+from html import escape
 from http import HTTPStatus
 from operator import itemgetter
 from typing import NamedTuple
-from urllib.parse import quote_from_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from archive import PATH_SAFE, Representation, Resource
-from http1 import KNOWN, SERVED, list_members, parse_date
+from http1 import KNOWN, SERVED, Decoded, list_members, merge_slashes, parse_date
 
 MAX_RANGES = 200            # in one request, as Apache has it; who asks for more gets the whole file
 PART_GAP = 80               # ranges nearer than this many bytes become one: about what a part's own head takes
@@ -70,10 +71,7 @@ class Responder:
             return self.other_method(request)
         found = self.archive.find(path)
         if not isinstance(found, Resource):
-            if found is None:
-                return self.not_found(request)
-            location = b"Location", found.location + request.query      # out of the index: it never leads elsewhere
-            return error_reply(308, "", request, (location,))
+            return self.elsewhere(request, found)
         chosen = select(found, fields.codings)
         vary = bool(found.variants)
         if chosen is None:
@@ -91,6 +89,19 @@ class Responder:
         if request.path != b"*" and self.archive.find(request.path) is None:
             return self.not_found(request)
         return Reply(204, (ALLOW,), (), request.connection)
+
+    def elsewhere(self, request, found):
+        """A redirect to the directory that was `found`, or, where nothing was, to the path without repeated slashes."""
+        path = request.path
+        if found is None and b"//" in path:
+            path = merge_slashes(path)
+            found = self.archive.find(path)
+            if isinstance(found, Resource):
+                return redirect_reply(quote_from_bytes(path, PATH_SAFE).encode() + request.query, request)
+        if found is None:
+            return self.not_found(request)
+        location = relative_location(request, found) if path is request.path else found.location
+        return redirect_reply(location + request.query, request)
 
     def not_found(self, request):
         """404, with the archive's own /404.html where it has one."""
@@ -171,6 +182,27 @@ def error_text(status, reason):
     return f"{status} {HTTPStatus(status).phrase}{': ' if reason else ''}{reason}\n".encode()
 
 
+# --- redirects
+
+def redirect_reply(location, request):
+    """301 (RFC 9110 section 15.4.2), which all clients follow, 308 not; and a link for those who read it."""
+    link = escape(location.decode())
+    text = f'<!DOCTYPE html>\n<title>301 Moved Permanently</title>\n<p>It is at <a href="{link}">{link}</a>.\n'
+    more = (b"Location", location), NO_CACHE
+    return content_reply(301, b"text/html; charset=utf-8", text.encode(), request, more)
+
+
+def relative_location(request, found):
+    """Where a directory is, seen from its path without the final slash, so that it is right behind a proxy that takes a
+    prefix off: ./dir/ from /a/dir (RFC 3986 section 4.2: a colon in it makes no scheme). To the client an encoded slash
+    is no end of a segment: ./a/dir/ from /a%2Fdir."""
+    path = request.path
+    name = unquote_to_bytes(path.raw.rpartition(b"/")[2]) if isinstance(path, Decoded) else path.rpartition(b"/")[2]
+    if not path.endswith(b"/" + name):          # it had dot segments that to the client are none
+        return found.location
+    return b"./%b/" % quote_from_bytes(name, PATH_SAFE).encode()
+
+
 # --- redirects to HTTPS, and ACME's challenges (RFC 8555 section 8.3)
 
 CHALLENGES = b"/.well-known/acme-challenge/"
@@ -197,8 +229,8 @@ class Redirector:
         if not host:
             return error_reply(400, "without a Host nobody can be sent to https", request)
         path = quote_from_bytes(path, PATH_SAFE).encode()
-        location = b"Location", b"https://%b%b%b%b" % (host[1], self.port, path, request.query)
-        return error_reply(308, "", request, (location,))
+        location = b"https://%b%b%b%b" % (host[1], self.port, path, request.query)
+        return redirect_reply(location, request)
 
     def challenge(self, token, request):
         if request.method not in (b"GET", b"HEAD"):

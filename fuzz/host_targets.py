@@ -57,7 +57,7 @@ def host(data):
     assert HOSTS.find(asked.fields.host or b"") == expected_site(asked.fields.host or b"")
     made = Redirector(port, functools.partial(read_acme_challenge, directory())).reply(asked)
     body = read_by_h11(asked, made)
-    if made.status == 308:
+    if made.status == 301:
         check_location(LOCATION.search(b"\r\n" + header_section(made))[1].decode(), asked, port)
     elif made.status == 200:
         assert FILES[asked.path] == (body or FILES[asked.path])

@@ -187,7 +187,7 @@ def random_request(rnd):
         case "missing":
             return get(b"/no"), Wanted(404)
         case "redirect":
-            return get(b"/dir"), Wanted(308)
+            return get(b"/dir"), Wanted(301)
         case "range":
             return get(b"/big", b"Range: bytes=5-1004\r\n"), Wanted(206, content(b"/big")[5:1005])
         case "ranges":
@@ -209,9 +209,9 @@ def random_request(rnd):
 
 
 TWO_PARTS = b"".join(
-    b"%b--%b\r\nContent-Type: text/plain\r\nContent-Range: bytes %d-%d/2800\r\n\r\n%b" % (
-        line, BOUNDARY, start, end, content(b"/big")[start:end + 1])
-    for line, start, end in ((b"", 1500, 1600), (b"\r\n", 5, 500))) + b"\r\n--%b--\r\n" % BOUNDARY
+    b"\r\n--%b\r\nContent-Type: text/plain\r\nContent-Range: bytes %d-%d/2800\r\n\r\n%b" % (
+        BOUNDARY, start, end, content(b"/big")[start:end + 1])
+    for start, end in ((1500, 1600), (5, 500))) + b"\r\n--%b--\r\n" % BOUNDARY
 
 
 def random_end(rnd):

@@ -210,7 +210,7 @@ UNWANTED = {
     "CL.0 by CONNECT": stream(SIZE, body=SMUGGLED, behind=b"", statuses=(405,), method=b"CONNECT", target=b"t:443"),
     "CL.0 by an unknown method": stream(SIZE, body=SMUGGLED, behind=b"", statuses=(501,), method=b"BREW"),
     "CL.0 of what is not there": stream(SIZE, body=SMUGGLED, behind=b"", statuses=(404,), target=b"/gone?o0000"),
-    "CL.0 of a redirect": stream(SIZE, body=SMUGGLED, behind=b"", statuses=(308,), target=b"/dir?o0000"),
+    "CL.0 of a redirect": stream(SIZE, body=SMUGGLED, behind=b"", statuses=(301,), target=b"/dir?o0000"),
     "CL.0 of a failing condition": stream(SIZE, b'If-Match: "x"', body=SMUGGLED, behind=b"", statuses=(412,)),
     "CL.0 of a range": stream(SIZE, b"Range: bytes=0-0", body=SMUGGLED, behind=b"", statuses=(206,)),
     "CL.0 of a range that is none": stream(SIZE, b"Range: bytes=99-", body=SMUGGLED, behind=b"", statuses=(416,)),

@@ -639,7 +639,7 @@ def speaks_no_tls(visit):
 def comes_by_the_plain_port(visit):
     client = visit.connect("redirect", secure=False)
     response = visit.ask(client, "/page/01.html?a", "localhost")
-    assert response.status == 308 and response["Location"].endswith("/page/01.html?a")
+    assert response.status == 301 and response["Location"].endswith("/page/01.html?a")
 
 
 # --- those who do not ----------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_httpx(mode_server):
     with httpx.Client(base_url=mode_server.url, trust_env=False, follow_redirects=True) as client:
         home = client.get("/dir")
         assert (home.status_code, home.content) == (200, FILES["dir/index.html"])
-        assert [step.status_code for step in home.history] == [308]
+        assert [step.status_code for step in home.history] == [301]
         page = client.get("/style.css")
         assert page.headers["Content-Encoding"] == "br"
         assert page.content == FILES["style.css"] == brotli.decompress(FILES["style.css.br"])

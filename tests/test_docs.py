@@ -66,7 +66,7 @@ def test_every_directory_is_redirected_to_its_slash(docs):
     files = docset.served_files()
     indexed = [name.removesuffix("/index.html") for name in files if name.endswith("/index.html")]
     for name, response in fetch_all(docs, indexed):
-        assert response.status == 308, name
-        assert response["Location"] == "/" + quote(name) + "/"
+        assert response.status == 301, name
+        assert response["Location"] == "./" + quote(name.rpartition("/")[2]) + "/"
     for name, response in fetch_all(docs, [name + "/" for name in indexed]):
         assert response.body == files[name + "index.html"].read_bytes(), name

@@ -1,8 +1,10 @@
 """Which file a target means, and what is said about it: lookup, links, redirects, variants, types."""
 
 import gzip
+import posixpath
+import re
 import tarfile
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 from hostile_archives import END, old_sparse, sparse_1_0
@@ -162,16 +164,53 @@ def test_a_hole_that_is_larger_than_the_zeros_in_memory(start, holed):
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize(("target", "location"), [
-    ("/dir", "/dir/"),
-    ("/dir?a=b&c=/d", "/dir/?a=b&c=/d"),
-    ("/./nowhere/../dir", "/dir/"),
-    ("/with%20space/d%C3%A9j%C3%A0", "/with%20space/d%C3%A9j%C3%A0/"),
-    ("/with%20space/d\xc3\xa9j\xc3\xa0?\xc3\xa9", "/with%20space/d%C3%A9j%C3%A0/?%C3%A9"),
+    ("/dir", "./dir/"),
+    ("/dir?a=b&c=/d", "./dir/?a=b&c=/d"),
+    ("/./nowhere/../dir", "./dir/"),
+    ("/nowhere%2F../dir", "./dir/"),
+    ("/nowhere/..%2Fdir", "/dir/"),
+    ("/with%20space/d%C3%A9j%C3%A0", "./d%C3%A9j%C3%A0/"),
+    ("/with%20space%2fd%C3%A9j%C3%A0", "./with%20space/d%C3%A9j%C3%A0/"),
+    ("/with%20space/d\xc3\xa9j\xc3\xa0?\xc3\xa9", "./d%C3%A9j%C3%A0/?%C3%A9"),
+    ("http://t/with%20space/d%C3%A9j%C3%A0?x", "./d%C3%A9j%C3%A0/?x"),
 ])
 def test_a_directory_without_its_slash_is_redirected(server, method, target, location):
     response = server.fetch(target, method)
-    assert response.status == 308
+    assert response.status == 301
     assert response["Location"] == location
+    assert response["Cache-Control"] == "no-cache"
+    assert response["Content-Type"] == "text/html; charset=utf-8"
+    if method == "GET":
+        assert f'<a href="{location.replace("&", "&amp;")}">'.encode() in response.body
+
+
+@pytest.mark.parametrize("target", [
+    "/dir", "/dir?a", "/./dir", "/nowhere/../dir", "/nowhere%2F../dir", "/nowhere/..%2Fdir", "/nowhere/%2e%2e/dir",
+    "/with%20space/d%C3%A9j%C3%A0", "/with%20space%2fd%C3%A9j%C3%A0", "/nowhere/.%2F../with%20space/d%C3%A9j%C3%A0",
+    "//dir", "/dir//", "//dir//index.html?x", "/%2Fdir", "/.%2Fdir", "/..//dir",
+])
+def test_a_redirect_leads_to_the_page_at_once(server, target):
+    """As a browser follows it, from the URL that it has asked for."""
+    response = server.fetch(target)
+    assert response.status == 301
+    to = urlsplit(urljoin(f"http://t{target}", response["Location"]))
+    assert to.netloc == "t"
+    assert server.fetch(to.path).status == 200
+    name = posixpath.normpath(unquote(to.path)).strip("/").removesuffix("/index.html")
+    assert server.fetch(to.path).body == FILES[f"{name}/index.html"]
+    assert to.query == urlsplit(target).query
+
+
+@pytest.mark.parametrize(("target", "location"), [
+    ("//next", "/next"), ("///next?a=//b", "/next?a=//b"), ("/dir//", "/dir/"),
+    ("/dir///index.html", "/dir/index.html"),
+    ("//with%20space//d%C3%A9j%C3%A0", "/with%20space/d%C3%A9j%C3%A0/"), ("/%2fnext", "/next"), ("//./dir", "/dir/"),
+    ("//nowhere", None), ("//evil.example/next", None), ("//", "/")])
+def test_repeated_slashes_lead_to_one_each(server, target, location):
+    for method in ("GET", "HEAD"):
+        response = server.fetch(target, method)
+        assert (response.status, response.get("Location")) == (301 if location else 404, location)
+    assert server.fetch(target, "POST", content_length=0).status == 405
 
 
 @pytest.mark.parametrize("target", [
@@ -182,18 +221,18 @@ def test_a_directory_without_its_slash_is_redirected(server, method, target, loc
 ])
 def test_no_redirect_leads_to_another_host(server, target):
     response = server.fetch(target)
-    assert response.status in (200, 308, 400, 404)
-    if response.status == 308:
+    assert response.status in (200, 301, 400, 404)
+    if response.status == 301:
         location = response["Location"]
-        assert location.startswith("/")
+        assert re.match(r"\./|/(?!/)", location)
         assert urlsplit(urljoin("http://t/", location.replace("\\", "/"))).netloc == "t"
 
 
 def test_a_line_end_in_a_name_cannot_add_a_header(server):
     response = server.fetch("/split%0d%0aX-Evil:%201")
-    assert response.status == 308
+    assert response.status == 301
     assert "x-evil" not in response.headers
-    assert response["Location"].lower().startswith("/split%0d%0ax-evil")
+    assert response["Location"].lower().startswith("./split%0d%0ax-evil")
 
 
 # --- variants ------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def test_schedules_reach_what_they_are_for(small):
               (clock_module.LOOK_AGAIN, RESPONSE)]
     for what in (*REACHED, *REACHED_IN_THE_KERNEL, "Ring", "PolledRing",
                  *(f"{state} at signal {number}" for number, state in states),
-                 *(f"answered {status}" for status in (100, 200, 204, 206, 308, 400, 404, 405, 408, 414, 431))):
+                 *(f"answered {status}" for status in (100, 200, 204, 206, 301, 400, 404, 405, 408, 414, 431))):
         assert seen[what], (what, seen)
 
 

@@ -83,7 +83,7 @@ def test_schedules_reach_what_they_are_for(small, credentials):
                  f"record of type {HANDSHAKE}", "short without WAITALL", "read from the file", "broken chain",
                  "overflow", "no buffers", "Ring", "PolledRing", "passed", "proxy_refused", "populated", "cold",
                  *(f"{state} at signal {number}" for number, state in states),
-                 *(f"answered {status}" for status in (200, 206, 308, 400, 404, 405, 408))):
+                 *(f"answered {status}" for status in (200, 206, 301, 400, 404, 405, 408))):
         assert seen[what], (what, seen)
 
 

@@ -145,7 +145,7 @@ def test_head_ignores_ranges(server):
 def test_other_answers_ignore_ranges(server):
     response = server.fetch("/nowhere", range="bytes=0-0")
     assert (response.status, response.body) == (404, FILES["404.html"])
-    assert server.fetch("/dir", range="bytes=0-0").status == 308
+    assert server.fetch("/dir", range="bytes=0-0").status == 301
 
 
 def test_two_hundred_ranges_are_sent(server):

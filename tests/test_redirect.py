@@ -44,15 +44,15 @@ def location(reply):
 ))
 def test_redirects(port, host, target, to):
     reply = ask(Redirector(port), target, host)
-    assert reply.status == 308
+    assert reply.status == 301
     assert location(reply) == to
     assert not reply.close
 
 
 @pytest.mark.parametrize("method", (b"GET", b"HEAD", b"POST", b"PUT", b"OPTIONS"))
 def test_every_method_is_redirected(method):
-    """308: with the same method (RFC 9110 section 15.4.9)."""
-    assert ask(Redirector(443), b"/x", method=method).status == 308
+    """Whatever becomes of the method (RFC 9110 section 15.4.2): only GET and HEAD get anything there."""
+    assert ask(Redirector(443), b"/x", method=method).status == 301
 
 
 @pytest.mark.parametrize(("target", "host", "version", "status"), (
@@ -61,6 +61,14 @@ def test_nowhere_to_go(target, host, version, status):
     reply = ask(Redirector(443), target, host, method=b"OPTIONS" if target == b"*" else b"GET", version=version)
     assert reply.status == status
     assert location(reply) is None
+
+
+def test_a_link_for_those_who_read_it():
+    reply = ask(Redirector(443), b'/a%22%3E?b="><script>&c')
+    assert dict(reply.fields)[b"Content-Type"] == b"text/html; charset=utf-8"
+    assert dict(reply.fields)[b"Cache-Control"] == b"no-cache"
+    link = "https://a.example/a%22%3E?b=&quot;&gt;&lt;script&gt;&amp;c"
+    assert f'<a href="{link}">{link}</a>'.encode() in reply.body[0]
 
 
 def test_the_connection_is_kept_or_not():
@@ -108,7 +116,7 @@ def test_what_reads_challenges_is_given():
     assert ask(redirector, CHALLENGES + b"x").body == (b"content",)
     assert ask(redirector, CHALLENGES + b"y").status == 404
     assert ask(redirector, CHALLENGES + b"x", method=b"HEAD").status == 200
-    assert ask(redirector, b"/x").status == ask(redirector, CHALLENGES[:-1]).status == 308
+    assert ask(redirector, b"/x").status == ask(redirector, CHALLENGES[:-1]).status == 301
     assert asked == [b"x", b"y", b"x"]
 
 
@@ -166,7 +174,7 @@ def test_no_such_challenge(folder, token):
 @pytest.mark.parametrize("out", (b"../", b"..%2f", b"%2e%2E%2F"))
 def test_what_leads_out_of_the_challenges_is_another_path(folder, out):
     reply = ask(Redirector(443, folder[0]), CHALLENGES + out + TOKEN)
-    assert (reply.status, location(reply)) == (308, b"https://a.example/.well-known/" + TOKEN)
+    assert (reply.status, location(reply)) == (301, b"https://a.example/.well-known/" + TOKEN)
 
 
 @pytest.mark.parametrize("kind", ("link", "directory", "fifo", "large"))

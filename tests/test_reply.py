@@ -2,8 +2,10 @@
 
 import email
 import email.policy
+import html
 import itertools
 import re
+from urllib.parse import quote, urljoin, urlsplit
 
 import pytest
 from hypothesis import given, settings
@@ -520,13 +522,48 @@ def test_expectations(value, status):
     assert ask("/plain", expect=value).status == status
 
 
-@pytest.mark.parametrize("target", ["/dir", "/dir?a=b&c", "/dir?", "/x/../dir?/../"])
+@pytest.mark.parametrize("target", ["/dir", "/dir?a=b&c", "/dir?", "/x/../dir?/../", '/dir?"><b>'])
 def test_a_directory_leads_to_its_own_url(target):
     reply = ask(target, if_none_match="*", range="bytes=0-0")
     query = target[target.index("?"):] if "?" in target else ""
-    assert (reply.status, fields(reply)["Location"]) == (308, "/dir/" + query)
+    assert (reply.status, fields(reply)["Location"]) == (301, "./dir/" + query)
     assert fields(reply)["Cache-Control"] == "no-cache"
-    assert body(reply) == b"308 Permanent Redirect\n"
+    assert fields(reply)["Content-Type"] == "text/html; charset=utf-8"
+    link = html.escape("./dir/" + query)
+    assert f'<p>It is at <a href="{link}">{link}</a>.\n'.encode() in body(reply)
+
+
+# A site where much looks like another host or scheme.
+NAMES = [b"/", b"/a:b/", b"/http:/", b"/evil.example/", b"/a/", b"/a/b/", b"/@evil/", b"/\\evil.example/", b"/a b/",
+         b"/\r\nX: y/", b"/%2e/", b"/\xff/", b"/a/b/c:d/", b"/?/", b"/#/", b"/.../"]
+MANY_SLASHES = Contents({
+    **dict.fromkeys(NAMES, SITE[b"/dir/"]),
+    **{name[:-1]: Redirect(quote(name, safe="/").encode()) for name in NAMES[1:]}, b"/a/b/page": SITE[b"/plain"]})
+TARGET_WORDS = st.sampled_from([
+    "/", "//", "%2f", "%2F", "a", "b", "a:b", "http:", "evil.example", ".", "..", "%2e", "%5c", "\\", "@evil", "%20",
+    "?", "page", "%0d%0aX:%20y", "%ff", "%25", "c:d", "http://t/", "&", '"', "<"])
+
+
+@settings(max_examples=1500, derandomize=True, deadline=None, database=None)
+@given(st.lists(TARGET_WORDS, min_size=1, max_size=8).map("".join))
+def test_no_redirect_leaves_the_host(target):
+    """As browsers read a Location: a backslash is a slash to them, tabs and line ends are nothing."""
+    responder = Responder(MANY_SLASHES, b"")
+    try:
+        request = http1.parse_head(raw_request(target))
+    except http1.HttpError:
+        return
+    reply = responder.reply(request)
+    if isinstance(reply, FullResponse) or reply.status != 301:
+        return
+    location = fields(reply)["Location"]
+    assert re.match(r"\./|/(?!/)", location)
+    assert not re.search(r"[\\\s]", location.partition("?")[0])
+    to = urlsplit(urljoin("http://t" + getattr(request.path, "raw", request.path).decode(), location))
+    assert (to.scheme, to.netloc) == ("http", "t")
+    again = responder.reply(http1.parse_head(raw_request(to.path)))
+    assert isinstance(again, FullResponse)
+    assert location.endswith(request.query.decode())
 
 
 def test_not_found_without_a_page():
@@ -576,7 +613,7 @@ def test_the_text_of_an_error(status, reason, text):
 REQUESTS = {
     "whole": ("/plain", {}), "variant": ("/packed", {"accept_encoding": "br"}), "empty": ("/empty", {}),
     "304": ("/plain", {"if_none_match": "*"}), "412": ("/plain", {"if_match": '"x"'}), "404": ("/nowhere", {}),
-    "308": ("/dir?x", {}), "406": ("/packed", {"accept_encoding": "*;q=0"}), "417": ("/plain", {"expect": "x"}),
+    "301": ("/dir?x", {}), "406": ("/packed", {"accept_encoding": "*;q=0"}), "417": ("/plain", {"expect": "x"}),
     "if-modified": ("/plain", {"if_modified_since": BEFORE}),
 }
 RANGED = {

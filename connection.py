@@ -146,7 +146,7 @@ class Connection:
 class Limits:
     """Times in seconds and counts, as the command line gives them."""
 
-    def __init__(self, max_connections=4096, header_timeout=10, keepalive_timeout=60, min_rate=1024, drain=10,
+    def __init__(self, max_connections=4096, header_timeout=10, keepalive_timeout=75, min_rate=1024, drain=10,
                  max_per_ip=None):
         self.max_connections = max_connections
         self.header_timeout = header_timeout        # a request, body included, must have come by then

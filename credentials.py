@@ -154,7 +154,7 @@ class Credentials:
         openssl = self.openssl
         chain, key = self.read_chain(certificate_file), self.read_key(key_file)
         names, kind = self.names(chain[0]), openssl.EVP_PKEY_get_base_id(key)
-        group = names or certificate_file
+        group = frozenset(names) or certificate_file
         context, kinds = contexts.get(group) or (self.make_context(), set())
         if kind in kinds:
             context, kinds = self.make_context(), set()
@@ -278,17 +278,22 @@ class Credentials:
     # names
 
     def names(self, certificate):
-        """The DNS names in subjectAltName, in lower case (RFC 6125 section 6.4: nothing else counts)."""
-        openssl, found = self.openssl, set()
+        """The DNS names in subjectAltName, in lower case and in order (RFC 6125 section 6.4: nothing else counts)."""
+        openssl, found = self.openssl, []
         names = openssl.X509_get_ext_d2i(certificate, openssl.NID_SUBJECT_ALT_NAME, None, None)
         kind = ctypes.c_int()
         for i in range(openssl.OPENSSL_sk_num(names) if names else 0):
             value = openssl.GENERAL_NAME_get0_value(openssl.OPENSSL_sk_value(names, i), ctypes.byref(kind))
             if kind.value == openssl.GEN_DNS:
                 name = ctypes.string_at(openssl.ASN1_STRING_get0_data(value), openssl.ASN1_STRING_length(value))
-                found.add(name.lower())
+                found.append(name.lower())
         openssl.GENERAL_NAMES_free(names)
-        return frozenset(found)
+        return found
+
+    def first_name(self):
+        """The host that is meant where a client names none: the first one in the first certificate that has any; b""
+        where all are wildcards."""
+        return next((name for name in self.by_name if not name.startswith(b"*.")), b"")
 
     def find(self, host):
         """The context for a host's name (bytes), or None: its own, or that of a wildcard for its first label."""

@@ -203,6 +203,8 @@ def add_tls(add):
         help="whether the kernel encrypts; else OpenSSL does, in userspace (default: auto, where the kernel can)")
     add("--redirect-http", metavar="ADDR:PORT", type=tcp_address,
         help="listen here too, for plain HTTP, and redirect it to HTTPS")
+    add("--https-port", metavar="N", type=number(1, 65535),
+        help="where the redirect leads, if clients see another port than the one listened on")
     add("--acme-dir", metavar="DIR", help="answer ACME challenges there from DIR: certbot --webroot -w DIR")
     add("--hsts", metavar="SECONDS", type=number(0, 1 << 31),
         help="have browsers insist on HTTPS so long: Strict-Transport-Security (default: not sent)")
@@ -266,6 +268,7 @@ def check(parser, flags):
          "each certificate needs its key, in the same order"),
         *((given and not flags.tls_cert, f"{flag} is about HTTPS, which needs --tls-cert and --tls-key")
           for flag, given in about_tls.items()),
+        (flags.https_port and not flags.redirect_http, "--https-port is for the redirect of --redirect-http"),
         (flags.acme_dir and not os.path.isdir(flags.acme_dir),
          f"--acme-dir {flags.acme_dir}: there is no such directory"),
         (flags.acme_dir and not flags.redirect_http,

@@ -212,12 +212,13 @@ HOST_AND_PORT = re.compile(rb"(\[[^\]]+\]|[^:]+)(?::[0-9]*)?")
 class Redirector:
     """Answers every request on the plain listener beside an HTTPS one with its address on `port` over HTTPS.
 
+    name: the host for those who name none, as HTTP/1.0 allows and health checks do; they get 400 where it is empty.
     read_challenge: gives the content for a challenge's token (bytes), or None where there is none. It is called each
     time, since challenges come and go. Without it they are redirected like all else."""
 
-    def __init__(self, port, read_challenge=None):
+    def __init__(self, port, read_challenge=None, name=b""):
         self.port = b"" if port == 443 else b":%d" % port
-        self.read_challenge = read_challenge
+        self.read_challenge, self.name = read_challenge, name
 
     def reply(self, request):
         path = request.path
@@ -225,7 +226,7 @@ class Redirector:
             return self.challenge(path.removeprefix(CHALLENGES), request)
         if not path.startswith(b"/"):
             return error_reply(404, "", request)
-        host = HOST_AND_PORT.fullmatch(request.fields.host or b"")
+        host = HOST_AND_PORT.fullmatch(self.name if request.fields.host is None else request.fields.host)
         if not host:
             return error_reply(400, "without a Host nobody can be sent to https", request)
         path = quote_from_bytes(path, PATH_SAFE).encode()

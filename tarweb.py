@@ -232,7 +232,7 @@ def make_worker(generation, listeners, number, scoreboard, row, options, sandbox
         from transport import add_tls
         tls.credentials.renew_tickets(time.time())
         challenges = None if directory is None else partial(read_acme_challenge, directory)
-        redirector = Redirector(listeners.https_port(), challenges)
+        redirector = Redirector(options.https_port or listeners.https_port(), challenges, tls.credentials.first_name())
         plain_site = Site(ForgetfulMemo(library, SERVER, time.time()), redirector.reply)
         add_tls(worker, Engine(tls.openssl, tls.credentials, tls.kernel_ciphers), redirect, plain_site)
     return worker

@@ -58,6 +58,16 @@ def test_names(openssl, authority, names, found):
     assert set(loaded.by_name) == found
 
 
+@pytest.mark.parametrize(("certificates", "first"), (
+    ([("b.example", "a.example", "c.example")], b"b.example"),
+    ([("*.example", "Z.Example", "a.example")], b"z.example"),
+    ([("127.0.0.1",), ("*.b.example",), ("c.example",)], b"c.example"),
+    ([("*.b.example",)], b""), ([()], b"")))
+def test_the_first_name(openssl, authority, certificates, first):
+    loaded = load(openssl, *(authority.issue(names=names) for names in certificates))
+    assert loaded.first_name() == first
+
+
 @pytest.fixture(scope="module")
 def named(openssl, authority):
     return load(openssl, *(authority.issue(names=names) for names in (

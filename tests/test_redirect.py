@@ -71,6 +71,16 @@ def test_a_link_for_those_who_read_it():
     assert f'<a href="{link}">{link}</a>'.encode() in reply.body[0]
 
 
+@pytest.mark.parametrize("method", (b"GET", b"HEAD", b"OPTIONS"))
+def test_who_names_no_host_is_sent_to_the_one_that_is_meant(method):
+    """In HTTP/1.0, as HAProxy's and Nagios' health checks do. In HTTP/1.1 a Host has to be there."""
+    redirector = Redirector(8443, name=b"first.example")
+    reply = ask(redirector, b"/a?b", None, method, version=b"1.0")
+    assert (reply.status, location(reply)) == (301, b"https://first.example:8443/a?b")
+    assert location(ask(redirector, b"/", b"b.example", method, version=b"1.0")) == b"https://b.example:8443/"
+    assert ask(redirector, b"/", b"", method).status == 400
+
+
 def test_the_connection_is_kept_or_not():
     assert ask(Redirector(443), b"/", fields=b"Connection: close\r\n").close
     assert not ask(Redirector(443), b"/").close
@@ -122,7 +132,7 @@ def test_what_reads_challenges_is_given():
 
 def test_nothing_that_needs_an_archive():
     names = {name for name in dir(Redirector(443)) if not name.startswith("_")}
-    assert names == {"challenge", "port", "read_challenge", "reply"}
+    assert names == {"challenge", "name", "port", "read_challenge", "reply"}
 
 
 def test_a_challenge_that_may_not_be_read(folder, monkeypatch, caplog):

@@ -90,10 +90,25 @@ def test_what_is_no_host_is_not_sent_anywhere(redirecting, host):
     assert response.get("Location") is None
 
 
-def test_http_1_0_without_host_is_not_sent_anywhere(redirecting):
-    response = plain(redirecting, head("/", None, version="1.0"))
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+def test_http_1_0_without_host_is_sent_to_the_first_certificate_s_name(redirecting, method):
+    """HAProxy's default check asks like that, and takes a 400 for a server that is down."""
+    response = plain(redirecting, head("/a", None, version="1.0", method=method), method=method)
+    assert (response.status, response["Location"]) == (301, f"https://localhost:{redirecting.port}/a")
+    assert response.closes
+
+
+def test_http_1_0_without_any_name_is_not_sent_anywhere(start_tls, site, authority):
+    server = start_tls(site, *REDIRECT, pairs=[authority.issue(names=("*.example.com", "127.0.0.1"))])
+    response = plain(server, head("/", None, version="1.0"))
     assert (response.status, response.get("Location")) == (400, None)
     assert response.closes
+
+
+def test_behind_a_mapping_of_ports(start_tls, site):
+    for port, shown in ((443, ""), (4443, ":4443")):
+        server = start_tls(site, *REDIRECT, "--https-port", str(port))
+        assert plain(server, head("/a"))["Location"] == f"https://example.com{shown}/a"
 
 
 def test_http_1_0_with_host_is_redirected(redirecting):

@@ -103,6 +103,7 @@ def test_a_file_that_may_not_be_read(site, tmp_path, pairs, which):
 
 @pytest.mark.parametrize("wrong", [
     ["--redirect-http", "127.0.0.1:0"], ["--hsts", "1"], ["--acme-dir", "/tmp"], ["--ktls", "require"],
+    ["--tls-cert", "CERT", "--tls-key", "KEY", "--https-port", "443"],
     ["--tls-key", "KEY"], ["--tls-cert", "CERT"], ["--tls-cert", "CERT", "--tls-key", "KEY", "--tls-key", "KEY"],
     ["--tls-cert", "CERT", "--tls-key", "KEY", "--tls-cert", "CERT"],
 ], ids=" ".join)
@@ -110,13 +111,13 @@ def test_flags_that_need_each_other(site, pairs, wrong):
     files = {"CERT": pairs["p256"].cert, "KEY": pairs["p256"].key}
     message = refusal(2, *LISTEN, *(files.get(word, word) for word in wrong), site)
     assert "--tls-cert" in message or "--redirect-http" in message
-    assert re.search(r"--(redirect-http|hsts|acme-dir|ktls|tls-key)\b", message)
+    assert re.search(r"--(redirect-http|https-port|hsts|acme-dir|ktls|tls-key)\b", message)
 
 
 @pytest.mark.parametrize("wrong", [
     ["--tls-min", "1.1"], ["--tls-min", "1.0"], ["--tls-min", "x"], ["--ktls", "maybe"], ["--hsts", "-1"],
     ["--hsts", "soon"], ["--redirect-http", "nonsense"], ["--redirect-http", "127.0.0.1:99999"],
-    ["--redirect-http", "not.a.host.invalid:80"],
+    ["--redirect-http", "not.a.host.invalid:80"], ["--https-port", "0"], ["--https-port", "https"],
 ], ids=" ".join)
 def test_wrong_values_are_named(site, pairs, wrong):
     assert wrong[0] in refusal(2, *LISTEN, *pairs["p256"].flags, *wrong, site)
@@ -124,7 +125,8 @@ def test_wrong_values_are_named(site, pairs, wrong):
 
 def test_help_tells_every_flag():
     said = run_tarweb("--help").stdout
-    flags = ["--tls-cert", "--tls-key", "-C", "-P", "--tls-min", "--ktls", "--redirect-http", "--acme-dir", "--hsts"]
+    flags = ["--tls-cert", "--tls-key", "-C", "-P", "--tls-min", "--ktls", "--redirect-http", "--acme-dir", "--hsts",
+             "--https-port"]
     assert [flag for flag in flags if not re.search(rf"(?<![\w-]){flag}\b", said)] == []
 
 

@@ -204,7 +204,8 @@ class Acceptor:
     def identify(self, connection, peer):
         connection.peer = peer
         if self.access_log is not None:
-            connection.client = self.access_log.client(peer)
+            connection.client, forwarders = self.access_log.client(peer), self.access_log.forwarders
+            connection.forwards = forwarders is not None and forwarders.hold(peer)
 
     def start(self, connection):
         """Look at what has come with a connection, or wait for its first bytes.

@@ -51,7 +51,8 @@ def open_log(path):
 
 class AccessLog:
     """Writes to descriptor `fd` in `style`, "combined" or "json"; writes complete with `tag`: then `on_written`.
-    `channel`: the socket through which the parent passes another file for it, or None.
+    `channel`: the socket through which the parent passes another file for it, or None. `forwarders`: the proxy.Networks
+    whose requests say who has sent them, or None.
 
     The loop adds to `lines` three parts for each response, and calls `flush` when there are more than `enough`.
     written, dropped: lines. busy: whether something is being written, or waits to be.
@@ -59,10 +60,13 @@ class AccessLog:
 
     enough = ENOUGH
 
-    def __init__(self, ring, fd, style, tag, channel=None):
+    def __init__(self, ring, fd, style, tag, channel=None, forwarders=None):
         self.ring, self.fd, self.tag, self.channel = ring, fd, tag, channel
         self.spare = os.dup(fd) if channel else -1      # keeps room for the descriptor of another file
-        self.json = style == "json"
+        self.json, self.forwarders = style == "json", forwarders
+        if forwarders is not None:
+            from proxy import forwarded_for
+            self.forwarded_for = forwarded_for
         self.at_once = largest_write(fd)
         self.lines: list[bytes] = []
         self.known_fields = lru_cache(MEMO_BLOCKS)(self.fields)
@@ -78,6 +82,10 @@ class AccessLog:
     def client(self, address):
         """The first part, for a client's address as text; b"" stands for a unix socket's."""
         return (b'{"remote":"%b","time":"' if self.json else b"%b - - [") % (address or b"unix:")
+
+    def forwarded(self, connection):
+        """The first part, as the head of a connection's request says."""
+        return self.client(self.forwarded_for(connection.head, self.forwarders, connection.peer))
 
     def set_date(self, now):
         # %b is in English: nothing calls setlocale(3), and what Python sets at its start is LC_CTYPE alone.

@@ -89,7 +89,7 @@ class Connection:
     __slots__ = ("slot", "epoch", "state", "since", "opened", "transport", "protocol", "site", "known", "session",
                  "plan", "sent", "pending", "scanned", "attention", "receiving", "sending", "shutting", "at_end",
                  "unread", "request", "body", "attached", "recv_tag", "send_tag", "send_flags", "service", "peer",
-                 "client", "head", "address", "acked", "acked_at")
+                 "client", "forwards", "head", "address", "acked", "acked_at")
 
     def __init__(self, slot):
         self.slot = slot
@@ -120,6 +120,7 @@ class Connection:
         self.service = None         # what it was accepted for, while a PROXY header is to come
         self.peer = b""             # the client's address, where that is asked for
         self.client = b""           # the same as it stands in the access log
+        self.forwards = False       # whether each request says who has sent it
         self.head = b""             # the request head that the access log is to tell of
         self.address = b""          # as whose connection it is counted
         self.acked = 0              # bytes that the client had acknowledged when that was last asked, and seen to grow

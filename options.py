@@ -33,7 +33,8 @@ HOST = r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]+\]"
 # The groups of modules that a server can do without: each is needed by a flag (here as its field of the options), and
 # imported only where that is given. Without the flag their files need not be there.
 GROUPS = {"tls_cert": ("openssl", "credentials", "ktls", "tls", "transport"),
-          "access_log": ("accesslog",), "status": ("metrics",), "proxy_from": ("proxy",), "passfd": ("proxy",)}
+          "access_log": ("accesslog",), "status": ("metrics",),
+          "proxy_from": ("proxy",), "forwarded_from": ("proxy",), "passfd": ("proxy",)}
 
 
 class UsageError(Exception):
@@ -123,8 +124,9 @@ def field_value(text):
 # --- flags
 
 def parse_arguments(argv, version):
-    """The options: a field for each flag, and `version`, `sites` ((host, path) of each), `trusted` (proxy.Networks or
-    None). Nobody changes them. Ends the program where they make no sense; raises UsageError."""
+    """The options: a field for each flag, and `version`, `sites` ((host, path) of each), `trusted` and
+    `forwarders` (proxy.Networks or None). Nobody changes them. Ends the program where they make no sense; raises
+    UsageError."""
     parser = argparse.ArgumentParser("tarweb", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -214,6 +216,9 @@ def add_front(add):
     add("--proxy-from", metavar="CIDR", action="append", default=[],
         help="connections from this network (or unix: from unix sockets) begin with a PROXY header, v1 or v2, which "
              "says who the client is; repeatable")
+    add("--forwarded-from", metavar="CIDR", action="append", default=[],
+        help="the access log names the client that X-Forwarded-For, or else Forwarded, names in requests from this "
+             "network (or unix: from unix sockets); repeatable")
     add("--passfd", metavar="PATH", type=socket_path,
         help="take connections from another process, at this unix datagram socket: a descriptor (SCM_RIGHTS) and the "
              "bytes read from it already")
@@ -262,6 +267,8 @@ def check(parser, flags):
         *((hosts.count(host) > 1, f"--site {host}=... is given twice") for host in hosts),
         (0 < flags.hugepages < 12,
          f"--hugepages {flags.hugepages}: that is less than an ordinary page; 21 is for 2 MiB"),
+        (flags.forwarded_from and not flags.access_log,
+         "--forwarded-from is about the access log, which needs --access-log"),
         (flags.passfd_group_name and not flags.passfd, "--passfd-group-name is about --passfd"),
         (len(flags.tls_cert) != len(flags.tls_key),
          f"{len(flags.tls_cert)} --tls-cert and {len(flags.tls_key)} --tls-key: "
@@ -278,10 +285,17 @@ def check(parser, flags):
             parser.error(words)
     if flags.busyloop is None:
         flags.busyloop = flags.sqpoll_ms / 1000
-    flags.sites, flags.trusted = [*flags.site, ("", flags.tarfile)] if flags.tarfile else flags.site, None
-    if flags.proxy_from:
-        from proxy import Networks
-        try:
-            flags.trusted = Networks(flags.proxy_from)
-        except ValueError as error:
-            parser.error(f"--proxy-from: {error}")
+    flags.sites = [*flags.site, ("", flags.tarfile)] if flags.tarfile else flags.site
+    flags.trusted = networks(parser, "--proxy-from", flags.proxy_from)
+    flags.forwarders = networks(parser, "--forwarded-from", flags.forwarded_from)
+
+
+def networks(parser, flag, texts):
+    """The proxy.Networks that a flag gives; None where it is not given. Ends the program where one is none."""
+    if not texts:
+        return None
+    from proxy import Networks
+    try:
+        return Networks(texts)
+    except ValueError as error:
+        parser.error(f"{flag}: {error}")

@@ -1,4 +1,4 @@
-"""What those in front of us say: PROXY headers, and connections that another process passes.
+"""What those in front of us say: PROXY headers, X-Forwarded-For, and connections that another process passes.
 
 PROXY protocol, versions 1 and 2, as a receiver: who the proxy's client is. Sections: HAProxy's proxy-protocol.txt.
 
@@ -168,6 +168,55 @@ def network(text):
 def without_mapping(address):
     """The address of IPv4 that one of IPv6 stands for (RFC 4291 section 2.5.5.2), or itself."""
     return getattr(address, "ipv4_mapped", None) or address
+
+
+# --- what a proxy that speaks HTTP writes into each request
+
+MAX_FORWARDED = 1024            # bytes looked at, from the end: what proxies append is there
+X_FORWARDED_FOR, FORWARDED = (re.compile(rb"(?i)\r\n%b:([^\r\n]*)" % name)
+                              for name in (b"x-forwarded-for", b"forwarded"))
+NODE = re.compile(r"(?:\[(.+)\]|([\d.]+))(?::\d+)?")      # RFC 7239 section 6; IPv6 may also stand without brackets
+
+
+def forwarded_for(head, networks, peer):
+    """The client of a request with this head that has come from `peer`, one of `networks`: as text, in bytes.
+
+    It is the last address that X-Forwarded-For, or else Forwarded (RFC 7239), names and that is not of `networks`, each
+    of which has appended what it saw; the first one where all of them are; and that which named it, where something
+    is no address ("unknown").
+    """
+    block, client = head.partition(b"\r\n\r\n")[0], peer
+    if values := X_FORWARDED_FOR.findall(block):
+        nodes = b",".join(values)[-MAX_FORWARDED:].split(b",")[::-1]
+    else:
+        nodes = list(map(for_of, elements(b",".join(FORWARDED.findall(block))[-MAX_FORWARDED:])))
+    for node in filter(None, map(bytes.strip, nodes)):
+        text = node.decode("latin-1")
+        match = NODE.fullmatch(text)
+        try:
+            address = ipaddress.ip_address(match[1] or match[2] if match else text)
+        except ValueError:
+            break
+        if getattr(address, "scope_id", None):          # any text could stand there
+            break
+        client = str(without_mapping(address)).encode()
+        if not networks.hold(client):
+            break
+    return client
+
+
+def elements(value):
+    """Those of a Forwarded field, the last one first: quotes that are not closed are no harm to what is behind them."""
+    return (element[::-1] for element in re.findall(rb'(?:[^,"]|"[^"]*")+', value[::-1]))
+
+
+def for_of(element):
+    """The node that an element's "for" names; b"?" where there is none."""
+    for pair in re.findall(rb'(?:[^;"]|"[^"]*")+', element):
+        name, _, node = pair.partition(b"=")
+        if name.strip().lower() == b"for":
+            return node.strip().strip(b'"')
+    return b"?" if element.strip() else b""
 
 
 # --- what connections from such a proxy begin with

@@ -218,7 +218,8 @@ def make_worker(generation, listeners, number, scoreboard, row, options, sandbox
     access_log = None
     if generation.log_fd >= 0:
         from accesslog import AccessLog
-        access_log = AccessLog(ring, generation.log_fd, options.log_format, LOG, generation.channel)
+        access_log = AccessLog(ring, generation.log_fd, options.log_format, LOG, generation.channel,
+                               options.forwarders)
     connections, slots = limit_connections(options.max_connections)
     passing = listeners.passing.fileno() if listeners.passing else None
     limits = Limits(connections, options.header_timeout, options.keepalive_timeout, options.min_rate, options.drain,

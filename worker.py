@@ -116,7 +116,7 @@ class Worker:
                         sent += result
                         if access_log is not None:
                             line = connection.site.lines.get(connection.head)
-                            if line is None:
+                            if line is None or connection.forwards:
                                 connection.protocol.note(connection, plan, result)
                             else:
                                 lines += (connection.client, access_log.date, line)
@@ -474,4 +474,5 @@ class Http1:
             line = access_log.describe(connection.head, plan.status, max(0, size - plan.total + plan.content))
             if size == plan.total and site.remembers(connection.head):
                 site.lines[connection.head] = line
-        access_log.lines += (connection.client, access_log.date, line)
+        client = access_log.forwarded(connection) if connection.forwards else connection.client
+        access_log.lines += (client, access_log.date, line)

@@ -238,13 +238,15 @@ class Response:
 class Client:
     """One TCP connection: raw bytes out, responses in, read by h11 (which refuses what RFC 9112 does)."""
 
-    def __init__(self, address, rcvbuf=None, sndbuf=None):
+    def __init__(self, address, rcvbuf=None, sndbuf=None, source=None):
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.sock = socket.socket(family, socket.SOCK_STREAM)
         if rcvbuf:  # before connecting: it decides the window
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         if sndbuf:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
+        if source:
+            self.sock.bind((source, 0))
         self.sock.settimeout(PATIENCE)
         self.sock.connect(address)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 import apachelogs
 import pytest
 from support import FILES, PATIENCE, PYTHON, ROOT, TARWEB, Client, Server, request, run_tarweb, wait_until
+from test_smuggling_fronts import NGINX, Nginx
 
 COMBINED = apachelogs.LogParser(apachelogs.COMBINED)
 FULL = "access log: No space left on device: lines are dropped until it can be written to"
@@ -225,6 +226,87 @@ def test_the_client_that_a_proxy_names(start, site, path):
             assert client.response().body == FILES["next"]
     server.stop()
     assert [COMBINED.parse(line).remote_host for line in lines_of(path)] == ["192.0.2.7", "2001:db8::7"]
+
+
+def remotes(path):
+    return [COMBINED.parse(line).remote_host for line in lines_of(path)]
+
+
+def test_the_client_that_an_http_proxy_names(start, site, path):
+    """Of each request anew, also where it is known; nothing that stands there breaks a line."""
+    server = start(site, "--forwarded-from", "127.0.0.1", "--access-log", path)
+    values = ("192.0.2.7", "192.0.2.8, 127.0.0.1", "2001:db8::1", None, 'a" 200 1', 'fe80::1%" \xe4')
+    expected = ("192.0.2.7", "192.0.2.8", "2001:db8::1", "127.0.0.1", "127.0.0.1", "127.0.0.1")
+    with server.connect() as client:
+        for _ in range(4):
+            for value in values:
+                fields = {} if value is None else {"X-Forwarded-For": value}
+                client.send(request("/next", **fields))
+                assert client.response().status == 200
+        for value in values[:3]:
+            client.send(request("/next", x_forwarded_for=value) * 5)
+            for _ in range(5):
+                client.response()
+        client.send(request("/next", forwarded='for="[2001:db8::2]:80"', body=b"body"))
+        client.response()
+    server.stop()
+    assert remotes(path) == [*expected * 4, *sorted(expected[:3] * 5, key=expected.index), "2001:db8::2"]
+
+
+def test_nobody_else_is_believed(start, site, path):
+    server = start(site, "--forwarded-from", "127.0.0.2", "--access-log", path, "--max-per-ip", "1")
+    for source, times in (("127.0.0.1", 3), ("127.0.0.2", 3)):
+        with server.connect(source=source) as client:
+            for _ in range(times):
+                client.ask("/next", x_forwarded_for="192.0.2.7")
+            with pytest.raises(OSError), server.connect(source=source) as other:        # as ever: by connection
+                other.ask("/next", x_forwarded_for="192.0.2.8")
+                raise ConnectionError("it was not turned away")
+    server.stop()
+    assert remotes(path) == ["127.0.0.1"] * 3 + ["192.0.2.7"] * 3
+
+
+def test_a_proxy_in_front_of_a_proxy(start, site, path):
+    """A balancer names the HTTP proxy by a PROXY header, and that one its client; over TLS as well."""
+    server = start(site, "--proxy-from", "127.0.0.1", "--forwarded-from", "192.0.2.1", "--access-log", path)
+    for proxy in ("192.0.2.1", "192.0.2.2"):
+        with server.connect() as client:
+            client.send(f"PROXY TCP4 {proxy} 192.0.2.1 5 80\r\n".encode() + request("/next", x_forwarded_for="::7"))
+            client.response()
+    server.stop()
+    assert remotes(path) == ["::7", "192.0.2.2"]
+
+
+def test_the_client_that_a_proxy_names_over_tls(start_tls, site, path):
+    server = start_tls(site, "--forwarded-from", "127.0.0.1", "--access-log", path, "--log-format", "json")
+    with server.connect() as client:
+        for number in range(8):
+            client.ask("/next", x_forwarded_for=f"192.0.2.{number % 2}")
+    server.stop()
+    assert [json.loads(line)["remote"] for line in lines_of(path)] == ["192.0.2.0", "192.0.2.1"] * 4
+
+
+@pytest.mark.skipif(not NGINX, reason="nginx is not installed")
+def test_behind_nginx(start, site, path, tmp_path):
+    """As one sets it up; its connections to us are shared by all clients, one of which says that it is another one."""
+    server = start(site, "--forwarded-from", "127.0.0.1", "--access-log", path, *STATUS)
+    (tmp_path / "nginx").mkdir()
+    front = Nginx(tmp_path / "nginx", None, """
+        location = /next {
+            proxy_pass http://tarweb;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+        }""")
+    sources = ("127.0.0.5", "127.0.0.6", "127.0.0.7")
+    with front.before(server):
+        for _ in range(4):
+            for source in sources:
+                with Client(front.address, source=source) as client:
+                    assert client.ask("/next", x_forwarded_for="192.0.2.9").body == FILES["next"]
+        assert front.connections() < 12
+    server.stop()
+    assert remotes(path) == [*sources] * 4
 
 
 def test_nothing_is_logged_unless_asked_for(start, site, path):

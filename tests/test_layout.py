@@ -32,7 +32,7 @@ MAY_IMPORT = {  # arrows run one way
     "clock": {"connection", "linux"},
     "worker": {"acceptor", "clock", "connection", "http1", "linux", "plan"},
     "transport": {"acceptor", "connection", "http1", "ktls", "linux", "plan", "tls", "worker"},
-    "accesslog": {"linux", "options"},
+    "accesslog": {"linux", "options", "proxy"},
     "openssl": {"options"},
     "credentials": {"ktls", "openssl", "options"},
     "ktls": {"linux", "openssl", "options", "uring"},

@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy import CRC32C, KNOWN, MAX_BLOCK, MAX_LINE, SIGNATURE, Networks, ProxyError, checksum, take_header
+from proxy import (
+    CRC32C, KNOWN, MAX_BLOCK, MAX_FORWARDED, MAX_LINE, SIGNATURE, Networks, ProxyError, checksum, forwarded_for,
+    take_header,
+)
 
 EXPLORING = int(os.environ.get("TARWEB_EXAMPLES", 0))       # how many, other ones each time; as in the other tests
 
@@ -363,3 +366,77 @@ def test_memory_of_addresses_is_bounded():
         assert networks.hold(address) == (number * 16 < 1 << 16)
         assert networks.hold.cache_info().currsize <= KNOWN
     assert networks.hold(b"10.0.255.255")
+
+
+# --- X-Forwarded-For, and Forwarded (RFC 7239)
+
+OURS = Networks(["10.0.0.0/8", "2001:db8:a::/48", "unix"])
+PEER = b"10.0.0.1"
+
+
+def client(*lines, peer=PEER, rest=b""):
+    """Who sends a request with these header lines, as text."""
+    head = b"".join(line.encode("latin-1") + b"\r\n" for line in ("GET /x HTTP/1.1", "Host: t", *lines))
+    return forwarded_for(head + b"\r\n" + rest, OURS, peer).decode()
+
+
+@pytest.mark.parametrize(("value", "expected"), (
+    ("192.0.2.7", "192.0.2.7"), ("  192.0.2.7\t", "192.0.2.7"), ("2001:db8::7", "2001:db8::7"),
+    ("::ffff:192.0.2.7", "192.0.2.7"), ("2001:DB8:0::7", "2001:db8::7"),
+    ("192.0.2.7:1234", "192.0.2.7"), ("[2001:db8::7]:1234", "2001:db8::7"), ("[2001:db8::7]", "2001:db8::7"),
+    ("192.0.2.9, 192.0.2.7", "192.0.2.7"),                      # what the client itself has said is not believed
+    ("192.0.2.7, 10.2.3.4, 2001:db8:a::1", "192.0.2.7"), ("192.0.2.9, 192.0.2.7,10.1.1.1", "192.0.2.7"),
+    ("192.0.2.7, , ,", "192.0.2.7"),                            # RFC 9110 section 5.6.1
+    ("10.7.7.7, 10.2.3.4", "10.7.7.7"),                         # all of them ours: the first
+    ("", "10.0.0.1"), (",", "10.0.0.1"), ("unknown", "10.0.0.1"), ("192.0.2.7, unknown, 10.2.3.4", "10.2.3.4"),
+    ("192.0.2.7, 1.2.3", "10.0.0.1"), ("192.0.2.7 192.0.2.8", "10.0.0.1"), ("1.2.3.4.5", "10.0.0.1"),
+    ("fe80::1%eth0", "10.0.0.1"), ('fe80::1%" 200', "10.0.0.1"), ('"', "10.0.0.1"), ("\xe4\xff\x01", "10.0.0.1"),
+    ("[]", "10.0.0.1"), ("[::1", "10.0.0.1"), (":80", "10.0.0.1"), ("\xb2.1.1.1", "10.0.0.1"),
+    ("192.0.2.7" + ", 10.0.0.9" * 50, "192.0.2.7"), ("192.0.2.7" + ", 10.0.0.9" * 5000, "10.0.0.9"),
+))
+def test_x_forwarded_for(value, expected):
+    assert client(f"X-Forwarded-For: {value}") == expected
+    assert client(f"x-forwarded-for:{value}", "Other: 1", peer=b"") == (
+        "" if expected == "10.0.0.1" else expected), "by a unix socket"
+
+
+def test_several_lines_are_one_list():
+    assert client("X-Forwarded-For: 192.0.2.9", "A: b", "X-Forwarded-For: 192.0.2.7", "X-Forwarded-For: 10.2.2.2"
+                  ) == "192.0.2.7"
+    assert client("Forwarded: for=192.0.2.9", "forwarded: for=192.0.2.7;by=x") == "192.0.2.7"
+
+
+@pytest.mark.parametrize(("value", "expected"), (
+    ("for=192.0.2.7", "192.0.2.7"), ("For=192.0.2.7;proto=http;by=203.0.113.43", "192.0.2.7"),      # section 4
+    ('for="[2001:db8:cafe::17]:4711"', "2001:db8:cafe::17"), ('for="192.0.2.7:80"', "192.0.2.7"),
+    ("by=10.0.0.1; for = 192.0.2.7", "192.0.2.7"), ("for=192.0.2.9, for=192.0.2.7", "192.0.2.7"),
+    ('for=192.0.2.7,for="[2001:db8:a::1]",for=10.1.1.1', "192.0.2.7"), ("for=192.0.2.7,,", "192.0.2.7"),
+    ('host="a,b;for=192.0.2.9";for=192.0.2.7', "192.0.2.7"), ('for=192.0.2.7;host="a,for=192.0.2.9"', "192.0.2.7"),
+    ("for=unknown", "10.0.0.1"), ("for=_hidden, for=10.2.2.2", "10.2.2.2"), ("for=192.0.2.7, by=10.1.1.1", "10.0.0.1"),
+    ("192.0.2.7", "10.0.0.1"), ("", "10.0.0.1"), ("for=", "10.0.0.1"), ('for=""', "10.0.0.1"), (";", "10.0.0.1"),
+    # quotes that a client has not closed
+    ('for=192.0.2.9;x=", for=192.0.2.7', "192.0.2.7"), ('for=192.0.2.9;x=", for="[2001:db8::7]"', "2001:db8::7"),
+    ('for="192.0.2.9, for=192.0.2.7;by="10.1.1.1"', "192.0.2.7"), ('for=192.0.2.9;x="\\", for=192.0.2.7', "192.0.2.7"),
+))
+def test_forwarded(value, expected):
+    assert client(f"Forwarded: {value}") == expected
+
+
+def test_which_field_counts():
+    assert client("Forwarded: for=192.0.2.9", "X-Forwarded-For: 192.0.2.7") == "192.0.2.7"
+    assert client("X-Forwarded-For-Not: 192.0.2.9", "Not-Forwarded: for=192.0.2.9") == "10.0.0.1"
+    assert client("A: X-Forwarded-For: 192.0.2.9") == "10.0.0.1"
+    assert client(rest=b"\r\nX-Forwarded-For: 192.0.2.9\r\n\r\n") == "10.0.0.1", "it is in what follows the head"
+
+
+@settings(max_examples=EXPLORING or 300, deadline=None)
+@given(st.text("0123456789abcdef.:[]%,;=\"\\ forunkw\x7f\xff", max_size=60), st.booleans())
+def test_whatever_stands_there_an_address_comes_out(text, old):
+    ipaddress.ip_address(client(f"{'X-Forwarded-For' if old else 'Forwarded'}: {text}"))
+
+
+@pytest.mark.parametrize("piece", ("10.0.0.1,", 'for="', "for=10.0.0.1,", '"', ",", ";", '",', "[", "1" * 50))
+def test_long_values_take_no_time(piece):
+    assert len(piece) * 20000 > MAX_FORWARDED
+    for name in ("X-Forwarded-For", "Forwarded"):
+        ipaddress.ip_address(client(f"{name}: {piece * 20000}"))

@@ -42,7 +42,7 @@ class Generation:
 
     def __init__(self, options, tls=None, previous=None, same_sites=False):
         self.options = options
-        self.error = ""                     # why the last attempt to replace this one failed
+        self.error = self.log_error = ""    # why the last attempt failed to replace this one, or to open its log anew
         self.layers: dict[str, list] = {}
         self.opened: list = []              # the archives that are new in this generation
         self.tls, self.log_fd, self.inotify, self.channel = None, -1, -1, None
@@ -61,6 +61,8 @@ class Generation:
         self.loaded = [archive.identity for archive in self.newest] + self.credentials_were
         self.seen = self.tried = self.loaded
         self.spoilt = False                 # whether an archive has been written to in place
+        if same_sites:                      # what went wrong with them is wrong still
+            self.error, self.seen, self.tried = previous.error, previous.seen, previous.tried
         self.inotify = linux.open_inotify()
         self.written = False                # whether inotify has told of writes that in_flux() has not
         self.watched = {}                   # archives by the number that inotify has for them
@@ -210,7 +212,8 @@ class Generation:
     def words(self):
         """3 files, 12.3 kB, from site.tar"""
         count, length = sum(archive.files for archive in self.newest), sum(archive.bytes for archive in self.newest)
-        return f"{count} files, {size(length)}, from {', '.join(dict.fromkeys(a.path for a in self.newest))}"
+        files = f"{count} file{'s' * (count != 1)}"
+        return f"{files}, {size(length)}, from {', '.join(dict.fromkeys(a.path for a in self.newest))}"
 
 
 def size(count):

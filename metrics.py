@@ -75,7 +75,8 @@ class Scoreboard:
                   "size": archive.size, "mtime": archive.identity[3] // 10 ** 9, "etag": archive.digest,
                   "generation": number} for host, archive in zip(generation.layers, generation.newest, strict=True)]
         self.describe(json.dumps({"version": generation.options.version, "sites": sites, "listeners": urls,
-                                  "tls": generation.tls.words if generation.tls else "", "error": generation.error}))
+                                  "tls": generation.tls.words if generation.tls else "",
+                                  "error": generation.error or generation.log_error}))
 
     def describe(self, text):
         """Set the text, cut to TEXT_SIZE. A reader could see a mix of two; it is for people, and changes rarely."""

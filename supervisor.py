@@ -377,20 +377,22 @@ class Supervisor:
         except Interrupted:
             return
         except Exception as error:          # whatever it is, a lack of memory too
-            self.on_reload_failure(error)
+            self.on_reload_failure(error, same_sites)
             return
         self.pass_log(before, after)
         if not self.start(after):
             after.close_all_but(before)
-            self.on_reload_failure("its workers did not start")
+            self.on_reload_failure("its workers did not start", same_sites)
             return
         self.tell(signal.SIGUSR2, before)
         self.take_over(after)
         self.wait_for_leave(before)
         before.close_all_but(after)
         self.scoreboard.add("reloads")
-        self.scoreboard.set(last_reload=time.time())
-        log.info("reloaded: generation %d serves %s", self.number, after.words())
+        if not same_sites:
+            self.scoreboard.set(last_reload=time.time())
+        what = "has the access log opened anew, and serves what was served" if same_sites else f"serves {after.words()}"
+        log.info("reloaded: generation %d %s", self.number, what)
         self.notifier.ready(after.words())
 
     def pass_log(self, before, after):
@@ -412,9 +414,12 @@ class Supervisor:
         self.scoreboard.introduce(generation, self.number, self.listeners.urls(generation.scheme))
         self.report(True)
 
-    def on_reload_failure(self, reason):
+    def on_reload_failure(self, reason, same_sites):
         reason = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-        self.generation.failed(reason)
+        if same_sites:
+            self.generation.log_error = reason
+        else:
+            self.generation.failed(reason)
         self.scoreboard.introduce(self.generation, self.number, self.listeners.urls(self.generation.scheme))
         self.scoreboard.add("reloads_failed")
         self.scoreboard.set(last_reload=time.time())

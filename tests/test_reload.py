@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 import threading
@@ -788,6 +789,30 @@ def test_an_end_is_asked_for_while_it_starts(slow_site):
     process.terminate()
     assert process.communicate(timeout=PATIENCE) == ("", "")
     assert process.returncode == 0
+
+
+def test_a_reopened_log_does_not_make_good_a_reload_that_failed(start, tmp_path):
+    """Else the nightly rotation would end the alert on last_reload_success."""
+    site, status = build_tar(tmp_path / "site.tar", {"a": b"a"}), tmp_path / "status"
+    server = start(site, "--access-log", tmp_path / "access.log", "--status", f"unix:{status}")
+
+    def last_reload():
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(status))
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            text = b"".join(iter(lambda: client.recv(1 << 16), b"")).decode()
+        return re.findall(r"^tarweb_last_reload_(?:success|time_seconds) (\S+)", text, re.M)
+
+    os.replace(build_tar(tmp_path / "good.tar", {"a": b"a"}), site)
+    site.write_bytes(b"junk" * 1000)
+    assert reload(server).startswith("reload failed, generation 1 still serves: ")
+    failed = last_reload()
+    assert failed[0] == "0"
+    assert reload(server, signal.SIGUSR1).startswith("reloaded: generation 2 has the access log opened anew")
+    assert last_reload() == failed
+    os.replace(build_tar(tmp_path / "good.tar", {"a": b"a"}), site)
+    assert reload(server).startswith("reloaded: generation 3 serves ")
+    assert last_reload()[0] == "1"
 
 
 def test_the_log_is_reopened_and_the_archive_is_not_read(start, tmp_path):

@@ -222,7 +222,7 @@ def _fill(archive: Archive, prefix: str, etags: bool, dotfiles: bool) -> None:
     if taken_off and not any(name.startswith(taken_off) for name in tree.nodes):
         archive.notes.append(f"no name begins with {shown(taken_off)}, so --prefix takes nothing off")
     if not paths:
-        archive.notes.append(f"{archive.path} holds no file that can be served: every request gets 404")
+        archive.notes.append("there is no file that can be served: every request gets 404")
     elif not taken_off:
         archive.notes += _below_one_directory(paths, archive.files)
 

@@ -455,7 +455,7 @@ def _wrong_gzip(head: bytes, tail: bytes, length: int, crc: int) -> str:
     if len(head) < GZIP_MIN or not head.startswith(b"\x1f\x8b\x08") or head[3] & 0xE0:
         return "is no gzip file"
     if tail != crc.to_bytes(4, "little") + (length & 0xFFFFFFFF).to_bytes(4, "little"):
-        return "holds other bytes (its CRC-32 or length differs)"
+        return "holds other bytes (its CRC-32 or length differs): compress it again"
     return ""
 
 
@@ -464,7 +464,7 @@ def _wrong_zstd(head: bytes, length: int) -> str:
     if window is None:
         return "is no zstd file, or one that takes a dictionary"
     if content not in (None, length):
-        return "holds other bytes (its length differs)"
+        return "holds other bytes (its length differs): compress it again"
     if window > ZSTD_WINDOW:
         return f"takes a window of {window >> 20} MiB, and browsers allow for {ZSTD_WINDOW >> 20} (RFC 9659)"
     return ""

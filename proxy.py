@@ -158,7 +158,12 @@ class Networks:
 
 def network(text):
     """One network; one of mapped addresses is that of IPv4 which it stands for. Raises ValueError."""
-    found = ipaddress.ip_network(text)
+    try:
+        found = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is no address or network: write 10.0.0.0/8, 10.0.0.1 or unix") from None
+    if "/" in text and str(found.network_address) != str(ipaddress.ip_address(text.partition("/")[0])):
+        raise ValueError(f"{text!r} is not a network: write {found}, or leave out the / for one address")
     if "%" in text:
         raise ValueError(f"{text!r} has a scope, which addresses of clients are looked at without")
     first = without_mapping(found.network_address)

@@ -20,7 +20,7 @@ Pieces = tuple[tuple[int, int], ...]            # (place in the tar or HOLE, byt
 
 
 NO_MAP = "sparse file whose map is wrong"
-TOO_MANY = "sparse file of too many pieces"
+TOO_MANY = "sparse file of too many pieces (pack it without -S)"
 
 
 class MapError(Exception):

@@ -388,10 +388,11 @@ def test_which_siblings_count(build, siblings, expected):
 
 BAD_SIBLINGS = {
     "no gzip": ("gz", b"version https://git-lfs.github.com/spec/v1", 0, "is no gzip file"),
-    "gzip of something else": ("gz", gzip.compress(PLAIN[1:]), 0, "holds other bytes (its CRC-32 or length differs)"),
+    "gzip of something else": ("gz", gzip.compress(PLAIN[1:]), 0,
+                               "holds other bytes (its CRC-32 or length differs): compress it again"),
     "no zstd": ("zst", b"version https://git-lfs.github.com/spec/v1", 0,
                 "is no zstd file, or one that takes a dictionary"),
-    "zstd of something else": ("zst", zstd(998, b"z"), 0, "holds other bytes (its length differs)"),
+    "zstd of something else": ("zst", zstd(998, b"z"), 0, "holds other bytes (its length differs): compress it again"),
     "zstd that takes much memory": ("zst", b"\x28\xb5\x2f\xfd\0\x89\1\0\0", 0,
                                     "takes a window of 144 MiB, and browsers allow for 8 (RFC 9659)"),
     "older zstd of unknown length": ("zst", b"\x28\xb5\x2f\xfd\0\x48\1\0\0", -3, "is older"),

@@ -28,7 +28,7 @@ def said(coding, packed, plain):
 def test_gzip(plain, level):
     packed = gzip.compress(plain, level)
     assert said("gzip", packed, plain) == ""
-    assert said("gzip", packed, plain + b"x") == "holds other bytes (its CRC-32 or length differs)"
+    assert said("gzip", packed, plain + b"x") == "holds other bytes (its CRC-32 or length differs): compress it again"
     assert said("gzip", packed + b"\1", plain) != ""
     assert said("gzip", packed[:17], plain) == "is no gzip file"
     assert said("gzip", packed[:3] + b"\x80" + packed[4:], plain) == "is no gzip file"
@@ -76,7 +76,7 @@ def test_zstd(plain, tmp_path):
     whole = zstd(b"", "-19", str(tmp_path / "plain"))
     assert tells_length("zstd", whole[:HEAD])
     assert said("zstd", whole, plain) == ""
-    assert said("zstd", whole, plain + b"x") == "holds other bytes (its length differs)"
+    assert said("zstd", whole, plain + b"x") == "holds other bytes (its length differs): compress it again"
     piped = zstd(plain)
     assert tells_length("zstd", piped[:HEAD]) == (not plain)
     assert said("zstd", piped, plain) == ""
@@ -95,7 +95,7 @@ def test_zstd_that_takes_a_dictionary_or_is_not_whole():
 ])
 def test_lengths_in_zstd(descriptor, size, plain):
     head = b"\x28\xb5\x2f\xfd" + bytes([descriptor]) + size + b"\1\0\0\0"
-    assert wrong("zstd", head, b"", plain + 1, 0) == "holds other bytes (its length differs)"
+    assert wrong("zstd", head, b"", plain + 1, 0) == "holds other bytes (its length differs): compress it again"
     assert ("window" in wrong("zstd", head, b"", plain, 0)) == (plain > 8 << 20)
 
 

@@ -69,7 +69,8 @@ def test_networks_that_are_none(capsys):
     with pytest.raises(SystemExit) as ended:
         parse_arguments(["--proxy-from", "10.0.0.1/8", "site.tar"], "")
     assert ended.value.code == 2
-    assert "--proxy-from: 10.0.0.1/8 has host bits set" in capsys.readouterr().err
+    assert ("--proxy-from: '10.0.0.1/8' is not a network: write 10.0.0.0/8, or leave out the / for one address"
+            in capsys.readouterr().err)
 
 
 def test_connections_are_kept_longer_than_by_balancers():

@@ -58,7 +58,8 @@ ROLES = "parent", "workers", "status"
 PATIENT = ("--header-timeout", str(HEADER_TIMEOUT), "--keepalive-timeout", str(KEEPALIVE_TIMEOUT),
            "--min-rate", str(MIN_RATE), "--drain", str(DRAIN))
 EXPECTED = [                    # all that the servers may say
-    r"reloaded: generation \d+ serves .*", r"reload failed, generation \d+ still serves: .*\.tar.*",
+    r"reloaded: generation \d+ (serves|has the access log opened anew) .*",
+    r"reload failed, generation \d+ still serves: .*\.tar.*",
     r"worker \d+ ended: SIGKILL; another one takes its place.*", r"TLS in userspace .*", r"TLS in the kernel .*",
     r"TLS connections: .*",
 ]

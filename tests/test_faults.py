@@ -18,7 +18,7 @@ from test_reload import reload, settled
 from test_workers import connections_by_worker, ends
 
 pytestmark = needs_strace
-PIPES = 5       # of a server with two workers: to each, its own for signals, and standard output
+SOCKETS = 4     # of a server with two workers: to each, and two that listen
 SMALL = {name: FILES[name] for name in ("index.html", "next", "random.bin")}
 
 
@@ -59,7 +59,7 @@ REFUSED = {
     **{f"{call}:error={error}": NOT_LISTENING for call, error in (
         ("socket", "EMFILE"), ("socket", "ENOBUFS"), ("setsockopt", "ENOMEM"), ("bind", "EACCES"),
         ("listen", "EADDRINUSE"))},
-    "pipe2:error=EMFILE:when=1": "", "pipe2:error=ENFILE:when=2": "cannot start a worker: ",
+    "pipe2:error=EMFILE": "", "socketpair:error=ENFILE": "cannot start a worker: ",
     "clone:error=EAGAIN": "cannot start a worker: ", "clone:error=ENOMEM": "cannot start a worker: ",
 }
 
@@ -117,7 +117,7 @@ def live(tmp_path_factory, small):
             shutil.copyfile(small, path)
             servers.append(Server(path, *UNCONFINED, "--threads", "2", log=folder / f"stderr-{len(servers)}"))
             servers[-1].path = path
-        settled(servers[-1], 2, PIPES)
+        settled(servers[-1], 2, SOCKETS)
         return servers[-1]
     yield one
     servers[-1].stop()
@@ -137,14 +137,14 @@ FAILS = {
 }
 NO_WORKER = "its workers did not start"
 WITHOUT_WORKERS = {
-    "pipe2:error=EMFILE": "cannot start a worker: ", "pipe2:error=EMFILE:when=2": "cannot start a worker: ",
+    "socketpair:error=EMFILE": "cannot start a worker: ", "socketpair:error=EMFILE:when=2": "cannot start a worker: ",
     "clone:error=EAGAIN": "cannot start a worker: ", "clone:error=ENOMEM:when=2": "cannot start a worker: ",
 }
 
 
 def reload_with(server, fault, record, paths=()):
     """What comes of a reload with that fault: nobody has noticed, and nothing is left of it after the next one."""
-    before = settled(server, 2, PIPES)
+    before = settled(server, 2, SOCKETS)
     with server.connect() as kept, Tracer(server.pid, record, *fault.split(), paths=paths) as tracer:
         assert kept.ask("/next").status == 200
         deploy(server)
@@ -153,7 +153,7 @@ def reload_with(server, fault, record, paths=()):
         assert kept.ask("/next").body == FILES["next"]
     assert server.fetch("/next").status == 200
     assert reload(server).startswith("reloaded: ")
-    assert settled(server, 2, PIPES) == before
+    assert settled(server, 2, SOCKETS) == before
     server.check()
     return said
 
@@ -199,7 +199,7 @@ def test_p17_no_descriptor_for_the_one_that_takes_a_dead_ones_place(live, tmp_pa
     server = live()
     victim, other = server.workers
     before = len(server.stderr())
-    with Tracer(server.pid, tmp_path / "calls", "pipe2:error=EMFILE:when=1"):
+    with Tracer(server.pid, tmp_path / "calls", "socketpair:error=EMFILE:when=1"):
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda: len(server.workers) == 2 and victim not in server.workers)
     assert server.stderr()[before:].count("cannot start a worker: Too many open files") == 1

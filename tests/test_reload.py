@@ -104,9 +104,9 @@ def descriptors(pid):
     return sorted(links)
 
 
-def settled(server, workers, pipes):
-    """Once what former generations had is gone: `descriptors` of the supervisor. A worker has a pipe to it."""
-    wait_until(lambda: len(server.workers) == workers and descriptors(server.pid).count("pipe:") == pipes)
+def settled(server, workers, sockets):
+    """Once what former generations had is gone: `descriptors` of the supervisor. To each worker it has a socket."""
+    wait_until(lambda: len(server.workers) == workers and descriptors(server.pid).count("socket:") == sockets)
     return descriptors(server.pid)
 
 
@@ -649,13 +649,13 @@ def test_a_reload_of_the_same_archive_keeps_no_copy_of_it(start, deployment):
 
 def test_kept_archives_are_let_go(start, deployment):
     server = start(deployment.path, "--keep", "1")
-    pipes = descriptors(server.pid).count("pipe:")
+    sockets = descriptors(server.pid).count("socket:")
     for version in range(2, 5):
         renew(server, deployment, version)
-    before = settled(server, 1, pipes)
+    before = settled(server, 1, sockets)
     for version in range(5, 12):
         renew(server, deployment, version)
-    assert settled(server, 1, pipes) == before
+    assert settled(server, 1, sockets) == before
 
 
 def ask_host(server, host, target):
@@ -704,7 +704,7 @@ def test_nothing_grows_over_fifty_reloads(start_tls, deployment, live, authority
     server = start_tls(deployment.path, "--threads", "2", "--keep", "1", "--access-log", str(tmp_path / "log"),
                        pairs=[live])
     pairs = [authority.issue(kind) for kind in ("p256", "rsa")]
-    pipes = descriptors(server.pid).count("pipe:")
+    sockets = descriptors(server.pid).count("socket:")
 
     def reloads(first, count):
         for version in range(first, first + count):
@@ -716,7 +716,7 @@ def test_nothing_grows_over_fifty_reloads(start_tls, deployment, live, authority
                 assert reload(server, signal.SIGUSR1).startswith("reloaded: ")
             renew(server, deployment, version)
             assert server.fetch("/small.txt").status == 200
-        return settled(server, 2, pipes), anonymous_memory(server.pid)
+        return settled(server, 2, sockets), anonymous_memory(server.pid)
 
     reloads(2, 10)
     files, memory = reloads(12, 10)

@@ -1199,8 +1199,11 @@ def test_mapping(tmp_path):
         assert ctypes.string_at(linux.map_file(file.fileno(), 7), 7) == b"content"
         with pytest.raises(OSError, match="ulimit -v"):
             linux.map_file(file.fileno(), 1 << 62)
-    with socket.socket() as file, pytest.raises(OSError, match="7 bytes cannot be mapped: No such device"):
-        linux.map_file(file.fileno(), 7)
+    ends = os.pipe()
+    with pytest.raises(OSError, match="7 bytes cannot be mapped: No such device"):
+        linux.map_file(ends[0], 7)
+    for end in ends:
+        os.close(end)
 
 
 class NothingShared:

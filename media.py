@@ -370,7 +370,8 @@ def declared(value: bytes, head: bytes) -> bytes:
 def _declared_by_meta(head: bytes) -> bytes:
     """<meta charset=...>, or <meta http-equiv=content-type content="...; charset=...">; b"" for none."""
     head = COMMENT.sub(b"", head)
-    for meta in META.finditer(head):
+    at = 0
+    while meta := META.search(head, at):        # behind the attributes of the one before: each byte is looked at once
         attributes: dict[bytes, bytes] = {}
         at = meta.end()
         while found := ATTRIBUTE.match(head, at):

@@ -207,6 +207,7 @@ DECLARED = [
     (HTML, b'<meta name=viewport content="width=1"><meta charset=latin1>', b"latin1"),
     (HTML, b"<!-- <meta charset=latin1> --><meta charset=utf-8>", b"utf-8"),
     (HTML, b"<!-- <meta charset=latin1>", b""),
+    (HTML, b"<meta a='<meta charset=latin1>'><meta charset=utf-8>", b"utf-8"),
     (HTML, b"<metadata charset=latin1>", b""),
     (HTML, b"<meta charset=>", b""),
     (HTML, b"<meta ===\"'charset=x", b""),

@@ -320,7 +320,11 @@ class Supervisor:
         self.waits_until = time.monotonic() + seconds
         while waiting and (left := self.waits_until - time.monotonic()) > 0:
             for channel, _ in poller.poll(1000 * left):
-                if (answer := os.read(channel, 1)) in answers:
+                try:
+                    answer = os.read(channel, 1)
+                except ConnectionResetError:        # it has ended before it took a new log (unix(7))
+                    answer = b""
+                if answer in answers:
                     poller.unregister(channel)
                     said[waiting.pop(channel)] = answer
         self.waits_until = 0.0

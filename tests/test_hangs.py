@@ -4,6 +4,7 @@ watchdog hears of each."""
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from support import PATIENCE, PYTHON, ROOT, build_tar, wait_until
 from test_systemd import Manager, as_service
 
 import linux
+import supervisor
 
 PAGES = {"page.html": b"a page"}
 WAIT = 2                        # seconds for a worker to be ready, in these tests
@@ -122,6 +124,17 @@ def test_what_does_not_move_does_not_feed_the_watchdog(begin, manager, tmp_path,
     assert server.fetch("/page.html").body == PAGES["page.html"]
     server.process.kill()                               # as systemd would
     server.process.wait()
+
+
+def test_one_that_dies_without_taking_its_new_log_has_given_an_answer():
+    """Its end of the channel is closed with something unread, which is ECONNRESET at the other end."""
+    ours, its = socket.socketpair()
+    with ours:
+        ours.send(b"n")
+        its.close()
+        process = supervisor.Process(1, 0, 0, None, ours)
+        waiting = SimpleNamespace(waits_until=0.0)
+        assert supervisor.Supervisor.wait_for(waiting, [process], PATIENCE, (b"",)) == {process: b""}
 
 
 @pytest.mark.parametrize(("length", "pieces"), [

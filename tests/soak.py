@@ -58,7 +58,7 @@ ROLES = "parent", "workers", "status"
 PATIENT = ("--header-timeout", str(HEADER_TIMEOUT), "--keepalive-timeout", str(KEEPALIVE_TIMEOUT),
            "--min-rate", str(MIN_RATE), "--drain", str(DRAIN))
 EXPECTED = [                    # all that the servers may say
-    r"reloaded: generation \d+ (serves|has the access log opened anew) .*",
+    r"reloaded: generation \d+ (serves|has the access log opened anew, and serves) .*",
     r"reload failed, generation \d+ still serves: .*\.tar.*",
     r"worker \d+ ended: SIGKILL; another one takes its place.*", r"TLS in userspace .*", r"TLS in the kernel .*",
     r"TLS connections: .*",
@@ -166,7 +166,7 @@ class Subject:
     def roles(self):
         """{role: processes} of those that serve, without workers that retire."""
         children = self.server.workers
-        status = [pid for pid in children if self.recorded(pid) and not self.recorded(pid)[1]]
+        status = [pid for pid in children if (seen := self.recorded(pid)) and not seen[1]]
         workers = [pid for pid in children if pid not in status][-self.threads:]
         return {"parent": [self.server.pid], "workers": workers, "status": status}
 

@@ -29,6 +29,8 @@ class MapError(Exception):
 
 def pieces(extents: Extents, size: int, start: int, stored: int) -> Pieces:
     """A file of `size` bytes, `stored` of which lie at `start` in the tar. Raises MapError."""
+    if len(extents) > PIECES_MAX:           # old_gnu gives no more than one of those
+        raise MapError(TOO_MANY)
     found: list[tuple[int, int]] = []
     at, place, whole_blocks = 0, start, True
     for offset, length in extents:
@@ -49,6 +51,9 @@ def pieces(extents: Extents, size: int, start: int, stored: int) -> Pieces:
 
 
 def _add_hole(found: list[tuple[int, int]], length: int) -> None:
+    """Add zeros, to those at the end if any: so almost every piece has a block of the tar. Raises MapError."""
+    if found and found[-1][0] == HOLE:
+        length += found.pop()[1]
     if length > HOLE_MAX * PIECES_MAX:
         raise MapError(TOO_MANY)
     while length > 0:

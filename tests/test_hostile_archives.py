@@ -22,7 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import run_tarweb, wait_until
 
+import sparse
 from archive import open_archive
+from sparse import HOLE, HOLE_MAX, PIECES_MAX
 
 INNER = file(b"inner", b"INNER")            # contents that are a member themselves, to whoever gets a size wrong
 AFTER = file(b"after", b"AFTER")
@@ -195,6 +197,7 @@ HOLES = {
     "the last block is not full": ([(512, 512), (2048, 9)], 2057, FULL + b"123456789"),
     "extents without a hole between": ([(0, 512), (512, 512), (1024, 0)], 1024, FULL * 2),
     "many extents": ([(number * 1024, 512) for number in range(1, 50)], 50 * 1024 - 512, FULL * 49),
+    "holes side by side": ([(100, 0), (200, 0), (1000, 512), (1600, 0), (1700, 0)], 1700, FULL),
     "as many pieces as are served": ([(number * 1024 + 512, 512) for number in range(250)], 250 * 1024, FULL * 250),
 }
 GIGABYTE = 1 << 30
@@ -222,6 +225,12 @@ def test_a_hole_of_a_gigabyte_is_a_few_spans(write, form):
         assert plain.etag == b'"' + base64.urlsafe_b64encode(whole_digest(GIGABYTE, FULL)[:12]) + b'"'
     finally:
         archive.close()
+
+
+def test_holes_side_by_side_are_one_piece():
+    """Else each extent of no bytes, a few bytes of a map, would take a piece's memory."""
+    extents = [(end, 0) for end in (*range(1, 400), HOLE_MAX - 1, HOLE_MAX + 5)]
+    assert sparse.pieces(extents, HOLE_MAX + 5, 512, 0) == ((HOLE, HOLE_MAX), (HOLE, 5))
 
 
 def whole_digest(zeros, data):
@@ -261,6 +270,7 @@ WRONG_MAPS = {
     "there is less in the tar": ([(0, 1024)], 1024, FULL),
     "there is more in the tar": ([(0, 512)], 512, FULL * 2),
     "too many pieces": ([(number * 1024 + 512, 512) for number in range(251)], 251 * 1024, FULL * 251),
+    "more extents than are read": ([(end, 0) for end in range(1, PIECES_MAX + 2)] + [(9999, 0)], PIECES_MAX + 1, b""),
     "a hole of a petabyte": ([(1 << 50, 0)], 1 << 50, b""),
     "holes of more than is hashed": ([(9 << 30, 0)], 9 << 30, b""),
 }

@@ -21,8 +21,8 @@ SEND_SIZE = 512 * 1024      # bytes in one send: large enough for few completion
 COLD_SEND_SIZE = 128 * 1024 # the same, where it may have to be read from a disk: others wait while it is copied
 MEMO_PLANS = 8 << 20        # bytes of plans remembered: those of about 10,000 files
 MEMO_REQUESTS = 6 << 20     # bytes of requests remembered
-# What the objects in Python take of a plan, of a request, and of each header field in a Reply, roughly, in bytes.
-PLAN_OVERHEAD, REQUEST_OVERHEAD, FIELD_OVERHEAD = 320, 200, 60
+# What the objects in Python take of a plan, of a request, and of each header field and span in a Reply; bytes, roughly.
+PLAN_OVERHEAD, REQUEST_OVERHEAD, FIELD_OVERHEAD, SPAN_OVERHEAD = 320, 200, 60, 130
 MEMO_REQUEST = 2048         # a request longer than this is parsed each time
 SEEN_BITS = 16              # 64 KiB to tell what has come before from what comes for the first time
 EMPTY_SECONDS = 60          # a full memory is emptied as often as this
@@ -184,7 +184,9 @@ class Memo:
                     self.library.lazy and self.library.is_lazy(reply.body))
         size = PLAN_OVERHEAD + len(plan.memory)
         if isinstance(key, Reply):
-            size += len(plan.memory) + FIELD_OVERHEAD * len(reply.fields)
+            size += len(plan.memory) + FIELD_OVERHEAD * len(reply.fields) + SPAN_OVERHEAD * len(reply.body)
+        else:
+            size += SPAN_OVERHEAD * len(plan.segments or ())
         if self.plan_room < size:
             self.newest.popitem()
         else:

@@ -18,8 +18,8 @@ from archive import Archive, Library, Representation, Resource
 from http1 import format_date, parse_head
 from plan import (
     COLD_SEND_SIZE, EMPTY_SECONDS, FIELD_OVERHEAD, LAZY_MEMO, MEMO_PLANS, MEMO_REQUEST, MEMO_REQUESTS, PLAN_OVERHEAD,
-    REQUEST_OVERHEAD, SEEN_BITS, SEND_SIZE, WARM_SECONDS, ForgetfulMemo, Memo, Plan, Site, StatusHeads, VirtualHosts,
-    header_section, make_site,
+    REQUEST_OVERHEAD, SEEN_BITS, SEND_SIZE, SPAN_OVERHEAD, WARM_SECONDS, ForgetfulMemo, Memo, Plan, Site, StatusHeads,
+    VirtualHosts, header_section, make_site,
 )
 from reply import FullResponse, Reply, Responder, error_reply
 from tarweb import __version__
@@ -297,6 +297,11 @@ def not_modified(number):
     return Reply(304, tuple((b"Name-%d" % i, b"the value of %d" % number) for i in range(6)), ())
 
 
+def of_many_spans(number):
+    """The Reply for a range of a sparse file."""
+    return Reply(206, (), tuple([(BASE + number + i * 1000, 500 + i) for i in range(400)]))
+
+
 def test_equal_replies_get_one_plan(site):
     for make in (full, reply):
         assert site.plan(make(1)) is site.plan(make(1))
@@ -368,7 +373,8 @@ def test_a_long_request_is_not_remembered(site, extra, remembered):
 def size_of(make, plan):
     if make is full:
         return PLAN_OVERHEAD + len(plan.memory)
-    return PLAN_OVERHEAD + FIELD_OVERHEAD + 2 * len(plan.memory)        # the Reply, with one field, is kept too
+    kept = FIELD_OVERHEAD + SPAN_OVERHEAD * (plan.content > 0)      # of the Reply: one field, and one span at most
+    return PLAN_OVERHEAD + kept + 2 * len(plan.memory)
 
 
 @pytest.mark.parametrize("make", [full, reply])
@@ -413,10 +419,10 @@ def test_the_memory_of_requests_is_bounded(site):
 
 def test_the_memory_that_plans_really_take_is_about_what_is_counted(site):
     """What plans take of Python's memory, their keys included, against PLAN_OVERHEAD and their own bytes."""
-    for make in (full, reply, not_modified):
+    for make, count in ((full, 2000), (reply, 2000), (not_modified, 2000), (of_many_spans, 50)):
         room = site.memo.plan_room
         tracemalloc.start()
-        for i in range(2000):
+        for i in range(count):
             site.plan(make(i))
         taken = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
@@ -42,19 +42,20 @@ class Representation(NamedTuple):
     coding: str             # content coding; "" for the plain file
     media_type: bytes       # Content-Type of the plain file
     etag: bytes             # strong, in quotes; b"" when etags are off
-    pieces: Pieces = ()     # of a sparse file, as (address, length) each; then `offset` is no place
+    # Of a sparse file, whose `offset` is no place: for each piece its end in the file, and what to add to the offset of
+    # one of its bytes for the byte's address.
+    pieces: tuple[tuple[int, int], ...] = ()
 
     def spans(self, start: int = 0, end: int | None = None) -> tuple[tuple[int, int], ...]:
         """Where the bytes in [start, end) are, or all: (address, length) each, as many as there are pieces."""
         end = self.length if end is None else end
         if not self.pieces:
             return ((self.offset + start, end - start),)
-        found, at = [], 0
-        for address, length in self.pieces:
-            first, last = max(start, at), min(end, at + length)
-            if first < last:
-                found.append((address + first - at, last - first))
-            at += length
+        found, i = [], bisect.bisect_left(self.pieces, (start + 1,))        # the first that ends behind `start`
+        while start < end:
+            piece_end, base = self.pieces[i]
+            found.append((base + start, min(piece_end, end) - start))
+            start, i = piece_end, i + 1
         return tuple(found)
 
 
@@ -428,13 +429,15 @@ def resources(paths: dict[bytes, Stored], found: dict[int, Content], siblings: S
     return index
 
 
-def _placed(pieces: Pieces, address: int) -> Pieces:
-    """A sparse file's pieces as Representation has them, in an archive at `address`."""
+def _placed(pieces: Pieces, address: int) -> tuple[tuple[int, int], ...]:
+    """A sparse file's pieces as Representation has them, in an archive at `address`. Raises ArchiveError."""
     try:
         hole = zeros(HOLE_MAX)
     except OSError as error:
         raise ArchiveError(f"there is no room for zeros, of which sparse files have some: {error.strerror}") from error
-    return tuple([(hole if place == HOLE else address + place, length) for place, length in pieces])
+    ends = accumulate([length for _, length in pieces])
+    return tuple([(end, (hole if place == HOLE else address + place) - (end - length))
+                  for end, (place, length) in zip(ends, pieces, strict=True)])
 
 
 def _add_directories(index: Index) -> None:

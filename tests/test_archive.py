@@ -719,9 +719,9 @@ def test_sparse_files_have_siblings_links_and_dates_as_others(tmp_path):
 ])
 def test_spans_of_a_sparse_file(start, end, expected):
     places = {"hole": 10_000, "hole + 1": 10_001, "hole + 29": 10_029}
-    rep = Representation(-1, 100, 0, "", b"", b"", ((900, 10), (10_000, 30), (910, 60)))
+    rep = Representation(-1, 100, 0, "", b"", b"", ((10, 900), (40, 9990), (100, 870)))
     assert rep.spans(start, end) == tuple((places.get(place, place), length) for place, length in expected)
-    assert rep.spans() == rep.pieces
+    assert rep.spans() == ((900, 10), (10_000, 30), (910, 60))
     assert Representation(900, 100, 0, "", b"", b"").spans(start, end) == ((900 + start, end - start),)
 
 

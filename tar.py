@@ -90,7 +90,7 @@ class Tree:
         self.once: dict[bytes, None] = {}   # links to a directory that they are in
         self.too_many_aliases = False
         self.steps = 0
-        self.holes = 0                      # bytes of all sparse files' holes
+        self.holes = 0                      # bytes of the holes of all sparse files that are not refused
 
     def add(self, member: "Header") -> None:
         name = _normal(encode(member.name))
@@ -128,9 +128,12 @@ class Tree:
         return kind
 
     def _too_large(self, pieces: Pieces) -> str:
-        """What a file of these pieces is, if its holes are too large, with those of all files before it; else ""."""
-        self.holes += sum([length for place, length in pieces if place == HOLE])
-        return "sparse file with too large holes" if pieces and self.holes > HOLES_MAX else ""
+        """What a file of these pieces is, if its holes are too large with those counted so far; else "": they count."""
+        holes = self.holes + sum([length for place, length in pieces if place == HOLE])
+        if holes > HOLES_MAX:
+            return "sparse file with too large holes"
+        self.holes = holes
+        return ""
 
     def _skip(self, kind: str, name: bytes) -> None:
         self.skipped.setdefault(kind, Names()).add(name)

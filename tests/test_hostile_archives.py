@@ -287,6 +287,12 @@ def test_p05_what_tools_do_not_agree_on_in_a_sparse_file_is_not_served(write, fo
                      str(cost(path).notes))
 
 
+def test_too_large_holes_are_not_counted_against_files_behind_them(write):
+    large, small = [(size, 0) for size in (9 << 30, 5000)]
+    path = write(sparse_0_1(b"large", [large], large[0], b""), sparse_0_1(b"small", [small], small[0], b""))
+    assert served(path) == {b"/small": bytes(5000)}
+
+
 NUMBLOCKS = b"GNU.sparse.numblocks", b"1"
 SPARSE = {
     "old GNU without a map": header(b"a", octal(SIZE), b"S", magic=GNU) + INNER,

@@ -10,6 +10,7 @@ import re
 import socket
 import time
 from functools import lru_cache, partial
+from itertools import filterfalse
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -19,6 +20,14 @@ MAX_BODY = 64 * 1024       # bytes of body read past before the answer; a longer
 MAX_CHUNK_LINE = 1024      # bytes of chunk-size line or trailer field
 MEMO_BLOCK = 2 * 1024      # a header block longer than this is not worth remembering
 MEMO_BLOCKS = 1024         # header blocks remembered: with the above, 2 MiB at most
+MEMO_LINE = 256            # a header line longer than this is not worth remembering
+MEMO_LINES = 2048          # header lines remembered that mean nothing here: with the above, 512 KiB at most
+MEMO_OF_NAME = 256         # of these with one name: cookies and referers leave room for others
+MEMO_RELEVANT = 512        # bytes of the lines in a block that do mean something; of more they are not remembered
+MEMO_MEANINGS = 1024       # sets of such lines remembered: with the above, 1 MiB at most, lines and sets together
+MEMO_LATE = 64 * 1024      # all of this is forgotten after so many blocks and lines that found no place
+MANY_LINES = 32            # of a block with more, no lines are remembered
+FEW_LINES = 12             # a block with more lines that are not known to mean nothing is parsed in full
 MEMO_VALUES = 64           # field values remembered, where few are in use: 1 MiB at most
 
 SERVED = (b"GET", b"HEAD", b"OPTIONS")
@@ -71,6 +80,7 @@ class Request(NamedTuple):
     fields: Fields
 
 
+new_fields = partial(tuple.__new__, Fields)
 new_request = partial(tuple.__new__, Request)       # of a tuple, for two thirds of what a call of Request takes
 
 # Possessive quantifiers (++, *+) keep matching linear; on single characters only, for on groups that hold alternatives
@@ -120,14 +130,18 @@ def find_head(buffer, scanned):
 
 
 def known_request(data):
-    """The Request, where `data` is one head in whole, of the plain sort, and its header block is remembered; else None.
+    """The Request, where `data` is one head in whole, of the plain sort, and its header block or the lines of it are
+    remembered; else None.
 
-    What find_head and parse_head say of it, for less: a block that was parsed once says where it ends.
+    What find_head and parse_head say of it, for less: what was parsed once says where it ends.
     """
     line = PLAIN_LINE.match(data)
     if line is None or line.end() > MAX_LINE:
         return None
-    fields = BLOCKS.get(data[line.end():])
+    block = data[line.end():]
+    fields = MEMORY.blocks.get(block)
+    if fields is None and len(data) <= MAX_HEAD:
+        fields = MEMORY.read(block)
     if fields is None or fields.host is None or fields.content_length or fields.transfer_encoding is not None:
         return None
     method, path, query = line.groups(b"")
@@ -291,21 +305,6 @@ def parse_expect(value):
     return b"100-continue" if members == {b"100-continue"} else value
 
 
-BLOCKS: dict[bytes, Fields] = {}
-
-
-def remembered_fields(block):
-    """What parse_fields gives, remembered where the block is short."""
-    fields = BLOCKS.get(block)
-    if fields is None:
-        fields = parse_fields(block)
-        if len(block) <= MEMO_BLOCK:
-            if len(BLOCKS) == MEMO_BLOCKS:      # what is in use is back at once
-                BLOCKS.clear()
-            BLOCKS[block] = fields
-    return fields
-
-
 def parse_length(value):
     """Content-Length as an int, 0 where it is missing (RFC 9110 section 8.6). Raises HttpError."""
     if value is None:
@@ -313,6 +312,130 @@ def parse_length(value):
     if not value.isdigit() or len(value) > 18:
         raise HttpError(400, "malformed Content-Length")
     return int(value)
+
+
+# --- what is remembered of header fields
+#
+# Few header blocks come twice, since cookies, referers and validators differ, but most lines do. The short way (`read`)
+# gives what parse_fields would, or None, for these reasons:
+# - A block is well-formed if each of its lines is, and if the only empty one is the last. So it means the same without
+#   those of its lines that are well-formed and have a name that is not WANTED.
+# - Lines are split at CRLF only, so a bare CR or LF stays within its line, and no such line is well-formed.
+# - Preconditions and all other fields have no influence on each other, so they may be read apart.
+# - A relevant line that is new, and whatever is doubled or malformed, is left to parse_fields.
+
+CONDITIONS = WANTED[b"if-match"]        # from here on: what Fields has last, in this order
+UNCONDITIONAL = False, *[None] * (len(WANTED) - CONDITIONS)
+NAMED_LINE = re.compile(rb"(%b):([\t -~\x80-\xff]*+)" % TOKEN)
+
+
+class FieldMemory:
+    """Remembers header blocks, and lines of them.
+
+    When it is full, a block takes the latest one's place and lines find none, so a flood pushes out nothing that came
+    before it. Now and then it begins anew, for what is no longer sent.
+    """
+
+    def __init__(self):
+        self.blocks: dict[bytes, Fields] = {}       # of whole blocks
+        self.meanings: dict[bytes, Fields] = {}     # of blocks made of the relevant lines only
+        self.relevant = {b""}                       # these lines: of a name that is WANTED, but no preconditions
+        self.ignored: set[bytes] = set()            # lines that mean nothing to this server
+        self.names: dict[bytes, int] = {}           # how many of these have each name
+        self.late = 0                               # blocks and lines that found no place
+        self.is_ignored, self.is_relevant = self.ignored.__contains__, self.relevant.__contains__
+
+    def read(self, block):
+        """The Fields of a whole block, or None where more of it is new than preconditions and a few lines to ignore."""
+        lines = list(filterfalse(self.is_ignored, block.split(b"\r\n", MANY_LINES)))
+        if len(lines) > FEW_LINES or not block.endswith(b"\r\n\r\n"):
+            return None
+        fields = self.meanings.get(b"\r\n".join(lines))
+        if fields is not None:
+            self.add_block(block, fields)
+            return fields
+        fields = self.meanings.get(b"\r\n".join(filter(self.is_relevant, lines)))
+        return fields and self.read_new(filterfalse(self.is_relevant, lines), fields)
+
+    def read_new(self, lines, fields):
+        """`fields` with the preconditions that are among `lines`; or None where not all of these are understood."""
+        conditions: list | None = None
+        for line in lines:
+            named = NAMED_LINE.fullmatch(line)
+            if named is None:
+                return None
+            name = named[1].lower()
+            place = WANTED.get(name)
+            if place is None:
+                self.add_ignored(name, line)
+                continue
+            conditions = conditions or [True, *UNCONDITIONAL[1:]]
+            place -= CONDITIONS - 1
+            if place < 1 or conditions[place] is not None:
+                return None
+            conditions[place] = named[2].strip(b"\t ")
+        return new_fields((*fields[:-len(UNCONDITIONAL)], *conditions)) if conditions else fields
+
+    def learn(self, block, fields):
+        """Remember a block that parse_fields has read, and its lines."""
+        self.add_block(block, fields)
+        if len(block) > MEMO_BLOCK or block.count(b"\n") > MANY_LINES or len(self.meanings) >= MEMO_MEANINGS:
+            self.count_late()
+            return
+        lines = list(filterfalse(self.is_ignored, block.split(b"\r\n")))
+        if len(lines) > FEW_LINES and len(self.ignored) >= MEMO_LINES:
+            self.count_late()
+            return
+        relevant = []
+        for line in lines:
+            name = line.partition(b":")[0].lower()
+            place = WANTED.get(name) if line else 0
+            if place is None:
+                self.add_ignored(name, line)
+            elif place < CONDITIONS:
+                relevant.append(line)
+        if sum(map(len, relevant)) <= MEMO_RELEVANT:
+            self.relevant.update(relevant)
+            self.meanings[b"\r\n".join(relevant)] = new_fields((*fields[:-len(UNCONDITIONAL)], *UNCONDITIONAL))
+
+    def add_block(self, block, fields):
+        if len(block) > MEMO_BLOCK:
+            return
+        if len(self.blocks) >= MEMO_BLOCKS:
+            self.blocks.popitem()
+            self.count_late()
+        self.blocks[block] = fields
+
+    def add_ignored(self, name, line):
+        of_name = self.names.get(name, 0)
+        if of_name < MEMO_OF_NAME and len(line) <= MEMO_LINE and len(self.ignored) < MEMO_LINES:
+            self.names[name] = of_name + 1
+            self.ignored.add(line)
+        else:
+            self.count_late()
+
+    def count_late(self):
+        self.late += 1
+        if self.late > MEMO_LATE:
+            self.clear()
+
+    def clear(self):
+        for memory in (self.blocks, self.meanings, self.relevant, self.ignored, self.names):
+            memory.clear()
+        self.relevant.add(b"")
+        self.late = 0
+
+
+MEMORY = FieldMemory()
+
+
+def remembered_fields(block):
+    """What parse_fields gives, remembered where the block is short."""
+    fields = MEMORY.blocks.get(block)
+    if fields is None:
+        fields = parse_fields(block)
+        MEMORY.learn(block, fields)
+    return fields
 
 
 # --- content negotiation (RFC 9110 section 12.5.3)

@@ -86,11 +86,11 @@ def test_the_corpus_shows_a_fault(case, monkeypatch):
     name, where, attribute, fault = FAULTS[case]
     try:
         monkeypatch.setattr(where, attribute, fault)
-        http1.BLOCKS.clear()
+        http1.MEMORY.clear()
         with pytest.raises(Exception):      # noqa: B017, PT011  # whatever the fault leads to
             look_at_all(name)
     finally:
-        http1.BLOCKS.clear()
+        http1.MEMORY.clear()
         tls_targets.engine.cache_clear()
 
 

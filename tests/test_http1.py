@@ -395,6 +395,102 @@ def test_a_block_that_is_not_remembered_means_the_same():
         http1.parse_head(head(*padding, b"X : 1"))
 
 
+@pytest.fixture
+def memory():
+    http1.MEMORY.clear()
+    yield http1.MEMORY
+    http1.MEMORY.clear()
+
+
+def browser(number, *more):
+    """What a browser sends, of which only a few lines are as in its other requests."""
+    return head(b"User-Agent: x", b"Accept: */*", b"Accept-Encoding: gzip", b"Referer: http://t/%d" % (number % 60),
+                b"Cookie: session=%d" % number, *more, target=b"/%d" % number)
+
+
+def test_a_block_is_known_by_its_lines(memory):
+    accepted(browser(0))
+    for number in range(1, 10):
+        validator = b'If-None-Match:  "%d"\t' % number
+        known = http1.known_request(browser(number, validator))
+        assert (known.path, known.fields.if_none_match) == (b"/%d" % number, b'"%d"' % number)
+        assert known == accepted(browser(number, validator))
+    memory.clear()
+    assert http1.known_request(browser(0)) is None
+
+
+@pytest.mark.parametrize("more", [
+    (b"Host: t",), (b"host: u",), (b"Connection: close",), (b"Accept-Encoding: br",), (b"Range: a", b"range: b"),
+    (b"X",), (b"X : y",), (b" X: y",), (b"X: \0",), (b"X: a\rb",), (b"X: a\nb",), (b"",), (b"Expect: x",),
+    (b"Content-Length: 3",), (b"Transfer-Encoding: chunked",), [b"X-%d: y" % i for i in range(http1.FEW_LINES)]])
+def test_what_is_left_to_the_parser(memory, more):
+    accepted(browser(0))
+    assert http1.known_request(browser(1)) is not None
+    assert http1.known_request(browser(1, *more)) is None
+
+
+def test_a_relevant_line_is_known_once_it_was_parsed(memory):
+    for line in (b"Connection: close", b"Accept-Encoding: br", b"Connection: x"):
+        found = accepted(browser(1, line))
+        assert http1.known_request(browser(2, line)) == found._replace(path=b"/2")
+    accepted(browser(1, b"Content-Length: 3"))
+    assert http1.known_request(browser(1, b"Content-Length: 3")) is None, "a body follows"
+    assert http1.known_request(browser(2, b"Content-Length: 3")) is None
+
+
+def test_a_head_too_long_is_not_known(memory):
+    accepted(browser(0))
+    room = http1.MAX_HEAD - len(browser(1, b"Cookie: "))
+    assert http1.known_request(browser(1, b"Cookie: " + b"x" * room)) is not None
+    assert http1.known_request(browser(1, b"Cookie: " + b"x" * (room + 1))) is None
+
+
+def sizes(memory):
+    return [sum(map(len, each)) for each in (memory.blocks, memory.meanings, memory.relevant, memory.ignored)]
+
+
+def test_the_memory_of_fields_is_bounded(memory, monkeypatch):
+    monkeypatch.setattr(http1, "MEMO_LATE", 1 << 40)
+    first = browser(0)
+    accepted(first)
+    for number in range(3 * http1.MEMO_LINES):
+        lines = b"X-%d: %b" % (number, b"x" * (number % 400)), b"Y: %d" % number
+        raw = browser(number, *lines, b"Connection: a%d, %b" % (number // 2, b"a" * (number % 700)))
+        if not http1.known_request(raw):
+            accepted(raw)
+    assert len(memory.blocks) == http1.MEMO_BLOCKS
+    assert len(memory.meanings) == http1.MEMO_MEANINGS
+    assert len(memory.ignored) == http1.MEMO_LINES == sum(memory.names.values())
+    assert memory.names[b"y"] == memory.names[b"cookie"] == http1.MEMO_OF_NAME
+    assert memory.names[b"referer"] == 60
+    assert max(map(len, memory.ignored)) == http1.MEMO_LINE
+    blocks, meanings, relevant, ignored = sizes(memory)
+    assert blocks <= http1.MEMO_BLOCKS * http1.MEMO_BLOCK
+    assert relevant <= meanings <= http1.MEMO_MEANINGS * (http1.MEMO_RELEVANT + 4 * 2)
+    assert ignored <= http1.MEMO_LINES * http1.MEMO_LINE
+    assert first.partition(b"\r\n")[2] in memory.blocks, "a newcomer has pushed out the first"
+    assert http1.known_request(browser(10**9)) is not None, "what came first is still known by its lines"
+
+
+def test_the_memory_of_fields_begins_anew(memory, monkeypatch):
+    monkeypatch.setattr(http1, "MEMO_LATE", 1000)
+    late = [0]
+    for number in range(4000):
+        accepted(browser(number))
+        late.append(memory.late)
+        assert http1.known_request(browser(number + 1)) is not None
+    assert max(late) <= 1000
+    assert sum(later < earlier for earlier, later in itertools.pairwise(late)) >= 2
+    assert memory.names[b"cookie"] <= http1.MEMO_OF_NAME
+
+
+@pytest.mark.parametrize("count", [http1.MANY_LINES, 2000])
+def test_a_block_of_many_lines_is_not_remembered_by_lines(memory, count):
+    accepted(head(*[b"X:"] * count))
+    assert not memory.ignored
+    assert not memory.meanings
+
+
 def test_a_refusal_is_not_remembered_as_anything_else():
     for _ in range(3):
         with pytest.raises(HttpError) as refused:

@@ -12,6 +12,7 @@ import time
 from urllib.parse import quote_from_bytes, unquote_to_bytes, urljoin, urlsplit
 
 import h11
+import smuggling
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -324,11 +325,66 @@ def test_what_is_known_is_what_is_read(raw, behind):
 
 
 def test_what_is_known_is_plain():
-    http1.BLOCKS.clear()
+    http1.MEMORY.clear()
     for raw in VALID:
         assert http1.known_request(raw) is None, "nothing of it was read yet"
         whole, known = tarweb_head(raw), http1.known_request(raw)
         assert (known, len(raw)) == whole if raw == VALID[0] else known is None
+
+
+# --- what is remembered of header fields
+
+LINES = [line + b"\r\n" for line in (
+    b"Host: t", b"host: u:80", b"Connection: keep-alive", b"connection: Close, x", b"Accept-Encoding: gzip, br",
+    b"Accept-Encoding:", b"User-Agent: Mozilla/5.0 (X11)", b"Accept: */*", b"Cookie: a=b", b"Cookie: \xff\x80", b"X:",
+    b"Referer: http://t/", b"If-None-Match: *", b'if-none-match: "a"', b'If-Match: \t"x" ', b"If-Range: x",
+    b"Range: bytes=0-", b"If-Modified-Since: Mon, 23 Nov 2026 01:02:03 GMT", b"If-Unmodified-Since: x",
+    b"Content-Length: 0", b"Content-Length: 3", b"Transfer-Encoding: chunked", b"Expect: 100-continue", b"Expect: ,")]
+WRONG_LINES = [
+    b"\r\n", b"Cookie\r\n", b"Cookie : a\r\n", b" Cookie: a\r\n", b"\tx\r\n", b": a\r\n", b"Cookie: \0\r\n",
+    b"Cookie: a\rb\r\n", b"Cookie: a\nb\r\n", b"Cookie: a\r\r\n", b"Accept: */*\n", b"Accept: */*\r", b"\r", b"\n",
+    b"If-None-Match: a\x7f\r\n", b"Range : x\r\n"]
+PLAIN_HEAD = LINES[0], LINES[2], LINES[4], LINES[6], LINES[7]
+
+
+@st.composite
+def of_lines(draw):
+    """A head put together from lines, most of them right, some of which came before."""
+    lines = list(draw(st.sampled_from([PLAIN_HEAD, LINES[:1], ()])))
+    for line in draw(st.lists(st.sampled_from(LINES) | st.sampled_from(WRONG_LINES), max_size=4)):
+        lines.insert(draw(PLACES) % (len(lines) + 1), line)
+    target = draw(st.sampled_from([b"/", b"/a?b", b"/a/../b", b"/%41", b"*", b"http://t/"]))
+    version = draw(st.sampled_from([b"1.1", b"1.1", b"1.1", b"1.0"]))
+    return b"GET %b HTTP/%b\r\n%b\r\n" % (target, version, b"".join(lines))
+
+
+def check_short_way(raws):
+    """That known_request gives what find_head and parse_head do, with whatever is remembered, and that these say the
+    same of what is remembered and what is not."""
+    for raw in raws:
+        known, whole = http1.known_request(raw), tarweb_head(raw)
+        assert known is None or (known, len(raw)) == whole
+        remembered = http1.MEMORY
+        try:
+            http1.MEMORY = http1.FieldMemory()
+            assert tarweb_head(raw) == whole
+        finally:
+            http1.MEMORY = remembered
+
+
+@examples(1000)
+@given(st.lists(of_lines() | mutated(), min_size=1, max_size=6))
+def test_lines_that_are_remembered_mean_what_they_meant(raws):
+    http1.MEMORY.clear()
+    check_short_way((b"GET / HTTP/1.1\r\n%b\r\n" % b"".join(PLAIN_HEAD), *raws, *raws))
+
+
+def test_smuggling_finds_no_short_way():
+    http1.MEMORY.clear()
+    plain = [b"GET / HTTP/1.1\r\n%b\r\n" % b"".join(PLAIN_HEAD)]
+    check_short_way(plain + [case.raw for case in smuggling.CASES.values()] * 2)
+    heads = [case.raw.partition(b"\r\n")[2].partition(b"\r\n\r\n")[0] for case in smuggling.CASES.values()]
+    check_short_way([b"GET / HTTP/1.1\r\n%b%b\r\n\r\n" % (b"".join(PLAIN_HEAD[1:]), head) for head in heads] * 2)
 
 
 # --- chunked bodies

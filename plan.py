@@ -21,8 +21,9 @@ SEND_SIZE = 512 * 1024      # bytes in one send: large enough for few completion
 COLD_SEND_SIZE = 128 * 1024 # the same, where it may have to be read from a disk: others wait while it is copied
 MEMO_PLANS = 8 << 20        # bytes of plans remembered: those of about 10,000 files
 MEMO_REQUESTS = 6 << 20     # bytes of requests remembered
-# What the objects in Python take of a plan, of a request, and of each header field and span in a Reply; bytes, roughly.
-PLAN_OVERHEAD, REQUEST_OVERHEAD, FIELD_OVERHEAD, SPAN_OVERHEAD = 320, 200, 60, 130
+# What the objects in Python take of a plan, of a request, of each header field and span in a Reply, and of a path that
+# leads to a plan; bytes, roughly.
+PLAN_OVERHEAD, REQUEST_OVERHEAD, FIELD_OVERHEAD, SPAN_OVERHEAD, PATH_OVERHEAD = 320, 200, 60, 130, 400
 MEMO_REQUEST = 2048         # a request longer than this is parsed each time
 SEEN_BITS = 16              # 64 KiB to tell what has come before from what comes for the first time
 EMPTY_SECONDS = 60          # a full memory is emptied as often as this
@@ -162,7 +163,7 @@ class Memo:
         self.library = library
         self.status_heads = StatusHeads(server, wall, more)
         self.tallies = [[0] for _ in range(6)]      # responses, by the first digit of their status
-        self.plans = []                             # of each site a dict, since two may answer differently
+        self.plans = []                             # of each site two dicts, since sites may answer differently
         self.newest = {}                            # that one of them which the latest plan is in
         self.by_request = {}
         self.lines = {}                             # for some of `by_request`: what the access log says of it
@@ -195,12 +196,20 @@ class Memo:
         self.newest = plans
         return plan
 
+    def keep(self, plans, key, plan):
+        """Keep a Plan that `make` has made in a site's `plans` under one more `key`, which begins with a path; but only
+        while half of the room is left, because for many files it is better used for their plans."""
+        if self.plan_room > MEMO_PLANS // 2:
+            self.plan_room -= PATH_OVERHEAD + len(key[0])
+            plans[key] = plan
+
     def remember(self, request, plan):
         """From its third time on, `request` (the bytes of one whole request without a body) gets `plan` at once."""
-        size = REQUEST_OVERHEAD + len(request)
-        if (len(request) > MEMO_REQUEST or plan.lazy and plan.total > LAZY_MEMO or not self.came_before(hash(request))
-                or request in self.by_request):
+        if not self.came_before(hash(request)):         # as most have not, where they differ
             return
+        if len(request) > MEMO_REQUEST or plan.lazy and plan.total > LAZY_MEMO or request in self.by_request:
+            return
+        size = REQUEST_OVERHEAD + len(request)
         if self.request_room < size:
             gone, _ = self.by_request.popitem()
             self.lines.pop(gone, None)
@@ -249,6 +258,9 @@ class ForgetfulMemo(Memo):
         self.forget()
         return plan
 
+    def keep(self, plans, key, plan):
+        pass
+
     def remember(self, request, plan):
         pass
 
@@ -265,15 +277,26 @@ class Site:
         self.memo, self.answer, self.expand = memo, reply, expand
         self.reply = reply                      # the same, until `close_all`
         self.by_reply: dict = {}
-        memo.plans.append(self.by_reply)
+        self.by_path: dict = {}                 # plans of whole files, by all that they depend on in a request
+        memo.plans += [self.by_reply, self.by_path]
         self.known, self.remembers, self.lines = memo.by_request.get, memo.by_request.__contains__, memo.lines
         self.remember, self.forget, self.tick = memo.remember, memo.forget, memo.tick
         self.tallies, self.status_heads = memo.tallies, memo.status_heads
 
     def respond(self, request):
         """The Plan for a Request whose body, if any, has been read past."""
+        method, path, _, connection, _, fields = request
+        if fields.conditional or fields.expect is not None:
+            return self.plan(self.reply(request))
+        key = path, method, connection, fields.codings
+        return self.by_path.get(key) or self.respond_anew(key, request)
+
+    def respond_anew(self, key, request):
         reply = self.reply(request)
-        return self.by_reply.get(reply) or self.make(reply)     # as `plan`, without the call
+        plan = self.plan(reply)
+        if isinstance(reply, FullResponse):
+            self.memo.keep(self.by_path, (bytes(key[0]), *key[1:]), plan)       # without the `raw` of a Decoded
+        return plan
 
     def refuse(self, status, reason):
         """The Plan of an error where there is no Request to answer. The connection ends with it."""

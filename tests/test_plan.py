@@ -12,13 +12,15 @@ from types import SimpleNamespace
 
 import pytest
 
+import http1
 import linux
 import plan as module
 from archive import Archive, Library, Representation, Resource
 from http1 import format_date, parse_head
 from plan import (
-    COLD_SEND_SIZE, EMPTY_SECONDS, FIELD_OVERHEAD, LAZY_MEMO, MEMO_PLANS, MEMO_REQUEST, MEMO_REQUESTS, PLAN_OVERHEAD,
-    REQUEST_OVERHEAD, SEEN_BITS, SEND_SIZE, SPAN_OVERHEAD, WARM_SECONDS, ForgetfulMemo, Memo, Plan, Site, StatusHeads,
+    COLD_SEND_SIZE, EMPTY_SECONDS, FIELD_OVERHEAD, LAZY_MEMO, MEMO_PLANS, MEMO_REQUEST, MEMO_REQUESTS, PATH_OVERHEAD,
+    PLAN_OVERHEAD, REQUEST_OVERHEAD, SEEN_BITS, SEND_SIZE, SPAN_OVERHEAD, WARM_SECONDS, ForgetfulMemo, Memo, Plan, Site,
+    StatusHeads,
     VirtualHosts, header_section, make_site,
 )
 from reply import FullResponse, Reply, Responder, error_reply
@@ -546,6 +548,73 @@ def test_a_request_gets_the_plan_of_its_reply(memo):
     assert site.respond(parsed(host=b"other.test")) is plan
     assert site.respond(parsed(b"/no")).status == 404
     assert site.respond(parsed(b"/no")) is site.respond(parsed(b"/no"))
+
+
+def test_a_path_leads_to_its_plan_at_once(memo, monkeypatch):
+    site = make_site(memo, {b"": responder(b"max-age=1")})
+    asked = []
+    monkeypatch.setattr(site, "reply", lambda request: asked.append(request) or site.answer(request))
+    plans = {each: site.respond(each) for each in (
+        parsed(), parsed(fields=b"Connection: close\r\n"), parsed()._replace(method=b"HEAD"))}
+    assert len({id(plan) for plan in plans.values()}) == len(asked) == 3
+    assert [site.respond(each) for each in plans] == list(plans.values())
+    assert site.respond(parsed(host=b"u", fields=b"User-Agent: x\r\n")._replace(query=b"?q")) is plans[parsed()]
+    assert len(asked) == 3
+    room = memo.plan_room
+    for fields, status in ((b"If-None-Match: *\r\n", 304), (b"Range: bytes=0-1\r\n", 206), (b"Expect: x\r\n", 417),
+                           (b"If-Match: y\r\n", 412), (b"Accept-Encoding: identity;q=0\r\n", 406)):
+        assert [site.respond(parsed(fields=fields)).status for _ in range(2)] == [status] * 2
+    assert [site.respond(parsed(b"/no")).status for _ in range(2)] == [404] * 2
+    assert site.respond(parsed()._replace(method=b"POST")).status == 405
+    assert len(asked) == 3 + 6 * 2 + 1
+    assert site.respond(parsed(b"/a/..")._replace(method=b"HEAD", connection=b"close")).content == 0
+    assert [type(path) for path, *_ in site.by_path] == [bytes] * 4, "more than the path is kept"
+    site.forget()
+    assert not site.by_path
+    assert memo.plan_room == MEMO_PLANS > room
+    assert site.respond(parsed()) is not plans[parsed()]
+
+
+def test_paths_leave_room_for_plans(memo):
+    """Each path is counted, and none is kept that would need the second half of the room."""
+    index = {b"/%d" % i: PAGE._replace(plain=PAGE.plain._replace(offset=BASE + i)) for i in range(20_000)}
+    site = make_site(memo, {b"": Responder(SimpleNamespace(find=index.get), b"")})
+    for path in index:
+        site.respond(parsed(path))
+    paths, plans = len(site.by_path), len(site.by_reply)
+    spent = sum(PATH_OVERHEAD + len(key[0]) for key in site.by_path)
+    spent += sum(size_of(full, plan) for plan in site.by_reply.values())
+    assert MEMO_PLANS - 1000 < spent <= MEMO_PLANS
+    assert memo.plan_room == MEMO_PLANS - spent
+    assert 0 < paths < plans / 2
+    assert set(site.by_path.values()) <= set(site.by_reply.values())
+
+
+def test_the_memory_that_paths_really_take_is_about_what_is_counted(memo):
+    index = dict.fromkeys((b"/directory/%d" % i for i in range(2000)), PAGE)
+    site = make_site(memo, {b"": Responder(SimpleNamespace(find=index.get), b"")})
+    site.respond(parsed(b"/directory/0"))
+    room = memo.plan_room
+    tracemalloc.start()
+    for path in index:
+        site.respond(parsed(path))
+        http1.MEMORY.clear()
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert taken < 1.5 * (room - memo.plan_room)
+
+
+def test_a_forgetful_memo_keeps_no_path():
+    site = make_site(ForgetfulMemo(LIBRARY, SERVER, NOW), {b"": responder(b"")})
+    assert site.respond(parsed()) is not site.respond(parsed())
+    assert not site.by_path
+
+
+def test_when_all_is_to_close_no_path_leads_elsewhere(memo):
+    site = make_site(memo, {b"": responder(b"")})
+    assert [site.respond(parsed()).close for _ in range(2)] == [False] * 2
+    site.close_all()
+    assert [site.respond(parsed()).close for _ in range(2)] == [True] * 2
 
 
 # --- Last-Modified is never later than Date (RFC 9110 section 8.8.2.1)

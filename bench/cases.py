@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import load
 import procfs
 import tlspeer
-from content import MANY, SEED, SIZES
+from content import MANY, PAGES, SEED, SIZES
 from servers import ACCESS_LOG, CLIENT_CORE, CORES, TLS_SERVERS, Failed, available, serving
 
 WARM_UP = 1                    # seconds, once for each server and case
@@ -66,6 +66,7 @@ CASES = {
     "browser": Case("1 KiB, a browser's header block", "/small/1k.bin", headers=load.BROWSER),
     "miss": Case("1 KiB, no two URLs alike", "/small/1k.bin", headers=load.BROWSER, asks=("unique", "TAG")),
     "files": Case(f"{MANY:,} files of 1 KiB, shuffled", "/many/", headers=load.BROWSER, asks=("files", MANY, SEED)),
+    "mix": Case("1 KiB, as browsers ask: hardly two requests alike", "/pages/f0.html", asks=("mix", PAGES, "TAG")),
     "24k": Case("24 KiB", "/medium/24k.bin"),
     "1m": Case("1 MiB", "/large/1m.bin", connections=16, per="MiB"),
     "100m": Case("100 MiB", "/large/100m.bin", connections=4, per="MiB"),
@@ -78,6 +79,8 @@ CASES = {
     "two": Case("1 KiB, keep-alive, servers and client together on two cores", "/small/1k.bin", setups=TWO, cores=2),
     "tls-small": Case("TLS: 1 KiB, keep-alive", "/small/1k.bin", tls="kept"),
     "tls-browser": Case("TLS: 1 KiB, a browser's header block", "/small/1k.bin", headers=load.BROWSER, tls="kept"),
+    "tls-mix": Case("TLS: 1 KiB, as browsers ask: hardly two requests alike", "/pages/f0.html",
+                    asks=("mix", PAGES, "TAG"), tls="kept"),
     "tls-24k": Case("TLS: 24 KiB", "/medium/24k.bin", tls="kept"),
     "tls-1m": Case("TLS: 1 MiB", "/large/1m.bin", connections=16, per="MiB", tls="kept"),
     # The client takes twice the CPU that the server does: four of its processes keep the server supplied.

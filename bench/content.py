@@ -9,6 +9,7 @@ SEED = 2026
 VERSIONED = "small/version.txt"
 MTIME = 1_700_000_000          # of every file, so that all servers send the same Last-Modified
 MANY = 10_000                  # files of 1 KiB under /many/
+PAGES = 60                     # files of 1 KiB under /pages/
 ARCHIVE = 100_000              # files of the start-up case's archive
 COLD = 16, 48 << 20            # files of the cold archive, and their size: far more than it gets memory for
 HOT = 20                       # files of 1 KiB there
@@ -29,6 +30,7 @@ def noise(source, size):
 def write_site(site, tar):
     """Fill the directory `site` and put all of it into the new file `tar`."""
     sizes = SIZES | {f"many/{number:05}.bin": 1 << 10 for number in range(MANY)}
+    sizes |= {f"pages/f{number}.html": 1 << 10 for number in range(PAGES)}
     write_files(site, tar, sizes.items(), random.Random(SEED))
 
 

@@ -106,9 +106,11 @@ def cpu_target(title, case, limit):
 TARGETS = (
     cpu_target("1 KiB, keep-alive: CPU/request", "small", 0.65),
     cpu_target("1 KiB, no two URLs alike: CPU/request", "miss", 1.2),
+    cpu_target("1 KiB, as browsers ask: CPU/request", "mix", 1.0),
     cpu_target("1 MiB: CPU/byte", "1m", 0.9),
     cpu_target("a connection for each request: CPU/request", "newconn", 1.0),
     cpu_target("TLS in userspace, 1 KiB, keep-alive: CPU/request", "tls-small", 1.0),
+    cpu_target("TLS in userspace, 1 KiB, as browsers ask: CPU/request", "tls-mix", 1.3),
     cpu_target("TLS in userspace, a full handshake for each request: CPU/request", "tls-handshake", 1.2),
     cpu_target("TLS in userspace, 1 MiB: CPU/byte", "tls-1m", 1.1),
     Target("access log, 1 KiB, keep-alive: CPU/request", 1.15, "x without",

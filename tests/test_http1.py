@@ -429,6 +429,16 @@ def test_what_is_left_to_the_parser(memory, more):
     assert http1.known_request(browser(1, *more)) is None
 
 
+@pytest.mark.parametrize("behind", [
+    b"Accept: */*\r\n", b"Cookie: new\r\n", b"Range: x\r\n", b"Host: t\r\n", b"\r\n", b"X", browser(0)])
+def test_what_has_more_behind_it_is_left_to_the_parser(memory, behind):
+    """Also where this is a line that means nothing before the empty one."""
+    accepted(browser(0))
+    assert http1.known_request(browser(0) + behind) is None
+    assert http1.known_request(browser(1) + behind) is None
+    assert http1.known_request(browser(1)) is not None
+
+
 def test_a_relevant_line_is_known_once_it_was_parsed(memory):
     for line in (b"Connection: close", b"Accept-Encoding: br", b"Connection: x"):
         found = accepted(browser(1, line))

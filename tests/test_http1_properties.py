@@ -355,7 +355,8 @@ def of_lines(draw):
         lines.insert(draw(PLACES) % (len(lines) + 1), line)
     target = draw(st.sampled_from([b"/", b"/a?b", b"/a/../b", b"/%41", b"*", b"http://t/"]))
     version = draw(st.sampled_from([b"1.1", b"1.1", b"1.1", b"1.0"]))
-    return b"GET %b HTTP/%b\r\n%b\r\n" % (target, version, b"".join(lines))
+    behind = draw(st.sampled_from([b"", b"", *LINES, b"\r\n"]))
+    return b"GET %b HTTP/%b\r\n%b\r\n%b" % (target, version, b"".join(lines), behind)
 
 
 def check_short_way(raws):

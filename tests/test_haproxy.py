@@ -272,7 +272,7 @@ def test_plain_http_is_sent_to_https(front):
     with Client(("127.0.0.1", front.ports["80"])) as client:
         client.send(b"GET /page/1.html?a HTTP/1.1\r\nHost: example.com\r\n\r\n")
         response = client.response()
-        assert (response.status, response["Location"]) == (308, "https://example.com/page/1.html?a")
+        assert (response.status, response["Location"]) == (301, "https://example.com/page/1.html?a")
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")

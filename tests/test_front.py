@@ -832,7 +832,7 @@ def test_a_path_that_was_left_behind_and_one_that_is_in_use(passing, site):
     (["--proxy-from", "proxy.example"], "proxy.example"),
     (["--proxy-from", "fe80::1%eth0"], "fe80::1%eth0"),
     (["--proxy-from", ""], "--proxy-from"),
-    (["--forwarded-from", "10.0.0.1/8", "--access-log", "-"], "--forwarded-from: 10.0.0.1/8"),
+    (["--forwarded-from", "10.0.0.1/8", "--access-log", "-"], "--forwarded-from: '10.0.0.1/8' is not a network"),
     (["--forwarded-from", "10.0.0.0/8"], "--forwarded-from is about the access log, which needs --access-log"),
 ], ids=lambda value: value if isinstance(value, str) else None)
 def test_wrong_usage(site, tmp_path, flags, about):

@@ -1201,16 +1201,22 @@ def test_buffers_come_back_from_what_is_cut_off(clock, in_userspace, end):
     perform_secure(script, clock, in_userspace)
 
 
+def gone_while_loading(kernel):
+    """A client that goes while a piece of the file is being read, and that load."""
+    client = call(kernel)
+    yield from settle(kernel)
+    client.ask(get(b"/large"))
+    load = yield from until_loading(kernel, client)
+    client.reset = True
+    [receive] = kernel.in_flight(client.slot, (linux.OP_RECV,))
+    kernel.go_on(receive)
+    return client, load
+
+
 def test_cancelled_load(clock, in_userspace):
     """The client goes while a piece of the file is being read: the buffer stays until that has ended."""
     def script(kernel, worker):
-        client = call(kernel)
-        yield from settle(kernel)
-        client.ask(get(b"/large"))
-        load = yield from until_loading(kernel, client)
-        client.reset = True
-        [receive] = kernel.in_flight(client.slot, (linux.OP_RECV,))
-        kernel.go_on(receive)
+        client, load = yield from gone_while_loading(kernel)
         yield
         assert not client.closed
         assert load.cancelled
@@ -1227,13 +1233,7 @@ def test_p10_a_connection_that_the_kernel_does_not_let_go_of_is_logged_and_count
     monkeypatch.setattr(logging.getLogger("tarweb"), "disabled", False)
 
     def script(kernel, worker):
-        client = call(kernel)
-        yield from settle(kernel)
-        client.ask(get(b"/large"))
-        load = yield from until_loading(kernel, client)
-        client.reset = True
-        [receive] = kernel.in_flight(client.slot, (linux.OP_RECV,))
-        kernel.go_on(receive)
+        client, load = yield from gone_while_loading(kernel)
         kernel.operations.remove(load)
         yield from seconds(kernel, 20)
         assert worker.counts.stuck == 1 and not client.closed

@@ -49,8 +49,7 @@ Node = Stored | Symlink | str
 DIRECTORY = "directory"
 PLURALS = {"device": "devices", "FIFO": "FIFOs", "unknown member": "unknown members",
            "sparse file whose map is wrong": "sparse files whose maps are wrong",
-           "sparse file of too many pieces (pack it without -S)":
-           "sparse files of too many pieces (pack them without -S)",
+           sparse.TOO_MANY: "sparse files of too many pieces (pack them without -S)",
            "sparse file with too large holes": "sparse files with too large holes",
            "name with '..'": "names with '..'", "name with NUL": "names with NUL",
            "name that is too long": "names that are too long", "empty name": "empty names"}

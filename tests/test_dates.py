@@ -109,12 +109,13 @@ def test_nobody_who_asks_by_date_keeps_what_is_replaced(start, tmp_path, flags):
     deploy(path, b"first", OLD)
     server = start(path, *flags)
     assert server.fetch("/a.txt")["Last-Modified"] == told
-    dates = {told}
+    dates, workers = {told}, len(server.workers)
     for content, mtime in ((b"SECOND", OLD), (b"third", OLD - 5), (b"first", OLD)):
         deploy(path, content, mtime)
         began = int(time.time())
         server.process.send_signal(signal.SIGHUP)
         wait_until(lambda content=content: server.fetch("/a.txt").body == content)
+        wait_until(lambda: len(server.workers) == workers)      # a retiring one still answers who had come to it
         wait_until(lambda: "last-modified" in server.fetch("/a.txt").headers)       # once it is not later than Date
         date = server.fetch("/a.txt")["Last-Modified"]
         assert parse_date(date.encode()) >= began

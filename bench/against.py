@@ -21,7 +21,8 @@ import report
 import run
 from servers import BEFORE, TARWEBS, Site, serving
 
-ROWS = ("small", "browser", "miss", "files", "mix", "24k", "1m", "100m", "newconn", "log", "log-miss",
+ROWS = ("small", "browser", "miss", "files", "mix", "missing", "conditional", "ranges", "bombs", "24k", "1m", "100m",
+        "newconn", "log", "log-miss",
         "tls-small", "tls-browser", "tls-mix", "tls-24k", "tls-1m", "tls-handshake", "tls-resume")
 STARTS = 15
 

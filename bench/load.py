@@ -101,29 +101,39 @@ def client_seconds():
     return used.ru_utime + used.ru_stime
 
 
-def get(path, port):
-    """The bytes of a GET request for `path`."""
-    return f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\n\r\n".encode()
+def get(path, port, *lines):
+    """The bytes of a GET request for `path`, with these lines in its header."""
+    return "\r\n".join([f"GET {path} HTTP/1.1", f"Host: {HOST}:{port}", *lines, "", ""]).encode()
 
 
 def ask(connection, request):
     """Send `request` on a socket and read the whole answer; gives its length in bytes and its body."""
+    head, body = exchange(connection, request)
+    return len(head) + len(body), body
+
+
+def exchange(connection, request, status=200):
+    """Send `request` on a socket and read the whole answer, which has this `status`; gives its head and its body."""
     connection.sendall(request)
     answer = b""
-    while (head := re.match(rb"HTTP/1\.1 200 (?s:.*?)\r\n\r\n", answer)) is None:
-        answer += received(connection, answer)
-    length = int(re.findall(rb"\r\ncontent-length: *(\d+)\r\n", head[0], re.I)[0])
+    while (head := re.match(rb"HTTP/1\.1 %d (?s:.*?)\r\n\r\n" % status, answer)) is None:
+        answer += received(connection, answer, status)
     body = [answer[head.end():]]
-    missing = length - len(body[0])
+    missing = -len(body[0]) if status == 304 else length_of(head[0]) - len(body[0])
     while missing > 0:
-        body.append(received(connection, answer))
+        body.append(received(connection, answer, status))
         missing -= len(body[-1])
-    return head.end() + length, b"".join(body)
+    return head[0], b"".join(body)
 
 
-def received(connection, answer):
-    """More bytes of a socket's `answer`; raises Failed when that is not a 200, or ended early."""
-    good = b"HTTP/1.1 200 ".startswith(answer[:13])
+def length_of(head):
+    """The Content-Length in the head of an answer."""
+    return int(re.findall(rb"\r\ncontent-length: *(\d+)\r\n", head, re.I)[0])
+
+
+def received(connection, answer, status=200):
+    """More bytes of a socket's `answer`; raises Failed when that has another status, or ended early."""
+    good = (b"HTTP/1.1 %d " % status).startswith(answer[:13])
     if not good or not (piece := connection.recv(1 << 20)):
         raise Failed(f"instead of an answer came {answer[:200]!r}")
     return piece

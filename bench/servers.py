@@ -27,6 +27,8 @@ START = 60                     # seconds that a server may take to start
 PACKAGES = {"nginx": "nginx-light", "lighttpd": "lighttpd", "wrk": "wrk", "strace": "strace", "openssl": "openssl"}
 ACCESS_LOG = "access.log"      # in the server's temporary directory, where flags ask for it
 TLS_SERVERS = ("tarweb", "before", "nginx", "nginx-tuned")
+PROGRAMS = (*TLS_SERVERS, "lighttpd")            # those that do all that the cases ask for
+ALL = (*PROGRAMS, "http.server")
 
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, CLIENT_CORE = CORES[0], CORES[1 % len(CORES)]

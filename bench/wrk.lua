@@ -1,9 +1,23 @@
--- What wrk asks, and what it says at the end.
---   wrk ... -s wrk.lua URL                      always the same request
---   wrk ... -s wrk.lua URL -- unique TAG        URL?x=TAG-1, URL?x=TAG-2, ...: no two requests alike
---   wrk ... -s wrk.lua URL -- files COUNT SEED  URL00000.bin to URL<COUNT - 1>.bin, shuffled, again and again
---   wrk ... -s wrk.lua URL -- mix COUNT TAG     URL is that of page 0, which ends with 0.html. What browsers ask of COUNT
---                                               such pages; TAG, hexadecimal digits, has it differ from one run to another
+-- What wrk asks, and what it says at the end. COUNT: how many pages there are; URL is then that of page 0, which ends with
+-- 0.html. TAG: hexadecimal digits, which have a run differ from others. SIZE: in bytes.
+--   wrk ... -s wrk.lua URL                         always the same request
+--   wrk ... -s wrk.lua URL -- unique TAG           URL?x=TAG-1, URL?x=TAG-2, ...: no two requests alike
+--   wrk ... -s wrk.lua URL -- files COUNT SEED     URL00000.bin to URL<COUNT - 1>.bin, shuffled, again and again
+--   wrk ... -s wrk.lua URL -- mix COUNT TAG        the pages, as browsers ask for them
+--   wrk ... -s wrk.lua URL -- missing COUNT TAG    the same, but for pages that do not exist, each time another
+--   wrk ... -s wrk.lua URL -- conditional COUNT TAG LINES LINES ...
+--                                                  the same, but half of the requests, by chance, have the LINES of
+--                                                  their page, and the others validators that no page has
+--   wrk ... -s wrk.lua URL -- ranges COUNT TAG SIZE  the same, but for ranges of about 1 KiB of URL, which has SIZE
+--   wrk ... -s wrk.lua URL -- bombs SIZE TAG       requests of nearly SIZE in short header fields, never the same
+
+local site = "www.example.org"
+
+local pages = wrk.path:match("^(.*)0%.html$") or "/pages/"     -- what their paths begin with
+
+local function seed_of(tag)
+   return tonumber(tag:sub(1, 8), 16)
+end
 
 local function unique(tag)
    local number = 0
@@ -15,10 +29,11 @@ end
 
 local function files(count, seed)
    local requests, at = {}, 0
+   count = tonumber(count)
    for number = 1, count do
       requests[number] = wrk.format(nil, string.format("%s%05d.bin", wrk.path, number - 1))
    end
-   math.randomseed(seed)
+   math.randomseed(tonumber(seed))
    for last = count, 2, -1 do
       local other = math.random(last)
       requests[last], requests[other] = requests[other], requests[last]
@@ -29,11 +44,12 @@ local function files(count, seed)
    end
 end
 
--- User agents, referers, cookies and validators differ as they do between visitors, so hardly two requests are alike.
-local function mix(count, tag)
+-- Requests as browsers send them: user agents, referers and cookies differ as they do between visitors, so hardly two are
+-- alike. target(page, number): the path that request `number` asks for, where `page` was chosen by chance.
+-- add_lines(add, page, number, visitor): adds the lines of its header that depend on what is measured.
+local function browsers(count, tag, target, add_lines)
    local format, random = string.format, math.random
-   local pages = assert(wrk.path:match("^(.*)0%.html$"), "the URL does not end with 0.html")
-   local site, number = "www.example.org", 0
+   local number = 0
    local agents = {
       [0] = function(version)
          return format("Mozilla/5.0 (iPhone; CPU iPhone OS 17_%d like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
@@ -48,12 +64,13 @@ local function mix(count, tag)
       end,
    }
    agents[3] = agents[2]
-   math.randomseed(tonumber(tag:sub(1, 8), 16))
+   count = tonumber(count)
+   math.randomseed(seed_of(tag))
    return function()
       number = number + 1
-      local visitor = random(1, 999999999)
+      local visitor, page = random(1, 999999999), random(0, count - 1)
       local lines = {
-         format("GET %s%d.html HTTP/1.1", pages, random(0, count - 1)),
+         format("GET %s HTTP/1.1", target(page, number)),
          "Host: " .. site,
          "User-Agent: " .. agents[number % 4](random(90, 130)),
          "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
@@ -69,24 +86,90 @@ local function mix(count, tag)
       if number % 2 == 0 then
          add("Cookie: _ga=GA1.1.%d.%d; theme=dark; session=%x", visitor, 1700000000 + visitor % 50000000, visitor)
       end
-      if number % 5 == 0 then
-         add('If-None-Match: "%x"', visitor * 7)
-         add("If-Modified-Since: Mon, 23 Nov 2026 0%d:%02d:00 GMT", visitor % 10, visitor % 60)
-      end
+      add_lines(add, page, number, visitor)
       add("Connection: keep-alive\r\nUpgrade-Insecure-Requests: 1\r\nSec-Fetch-Dest: document\r\n"
          .. "Sec-Fetch-Mode: navigate\r\nSec-Fetch-Site: same-origin\r\nPriority: u=0, i\r\n\r\n")
       return table.concat(lines, "\r\n")
    end
 end
 
+local function path_of(page)
+   return pages .. page .. ".html"
+end
+
+-- Validators that no page has.
+local function add_stale(add, visitor)
+   add('If-None-Match: "%x"', visitor * 7)
+   add("If-Modified-Since: Mon, 23 Nov 2026 0%d:%02d:00 GMT", visitor % 10, visitor % 60)
+end
+
+local function add_sometimes_stale(add, _, number, visitor)
+   if number % 5 == 0 then
+      add_stale(add, visitor)
+   end
+end
+
+local function mix(count, tag)
+   return browsers(count, tag, path_of, add_sometimes_stale)
+end
+
+local function missing(count, tag)
+   local function target(_, number)
+      return pages .. tag .. "-" .. number .. ".html"
+   end
+   return browsers(count, tag, target, add_sometimes_stale)
+end
+
+local function conditional(count, tag, ...)
+   local current = {...}
+   local function add_validators(add, page, _, visitor)
+      if math.random(2) == 1 then
+         add("%s", current[page + 1])
+      else
+         add_stale(add, visitor)
+      end
+   end
+   return browsers(count, tag, path_of, add_validators)
+end
+
+local function ranges(count, tag, size)
+   local random, longest = math.random, 1536
+   local function target()
+      return wrk.path
+   end
+   local function add_range(add, page, number, visitor)
+      local first, length = random(0, size - longest), random(512, longest)
+      add("Range: bytes=%d-%d", first, first + length - 1)
+      add_sometimes_stale(add, page, number, visitor)
+   end
+   return browsers(count, tag, target, add_range)
+end
+
+-- Making a bomb takes longer than answering it: some are made before, and told apart by a number when they are sent.
+local function bombs(size, tag)
+   local format, random = string.format, math.random
+   local ready, number, fields = {}, 0, {}
+   math.randomseed(seed_of(tag))
+   for bomb = 1, 300 do
+      for field = 1, (size - 200) / 17 do
+         fields[field] = format("x%05x: %07x\r\n", random(0, 0xfffff), random(0, 0xfffffff))
+      end
+      ready[bomb] = table.concat(fields) .. "\r\n"
+   end
+   return function()
+      number = number + 1
+      return format("GET %s HTTP/1.1\r\nHost: %s\r\nx-number: %s-%d\r\n", wrk.path, site, tag, number)
+         .. ready[number % #ready + 1]
+   end
+end
+
+local modes = {unique = unique, files = files, mix = mix, missing = missing, conditional = conditional, ranges = ranges,
+   bombs = bombs}
+
 -- wrk sends one ready request over and over, at less cost, unless a global "request" exists.
 function init(args)
-   if args[1] == "unique" then
-      request = unique(args[2])
-   elseif args[1] == "files" then
-      request = files(tonumber(args[2]), tonumber(args[3]))
-   elseif args[1] == "mix" then
-      request = mix(tonumber(args[2]), args[3])
+   if args[1] then
+      request = assert(modes[args[1]], "no such mode")(unpack(args, 2))
    end
 end
 

@@ -13,7 +13,9 @@ import load
 import procfs
 import tlspeer
 from content import MANY, PAGES, SEED, SIZES
-from servers import ACCESS_LOG, ALL, CLIENT_CORE, CORES, PROGRAMS, TLS_SERVERS, Failed, available, serving
+from servers import (
+    ACCESS_LOG, ALL, CLIENT_CORE, CORES, FLOOR_PATH, PROGRAMS, TLS_SERVERS, Failed, available, serving,
+)
 
 WARM_UP = 1                    # seconds, once for each server and case
 SETTLE = 0.1                   # seconds after a round, for the work of connections that wrk has left
@@ -130,8 +132,8 @@ class Case:
 
 
 CASES = {
-    "small": Case("1 KiB, keep-alive", "/small/1k.bin"),
-    "browser": Case("1 KiB, a browser's header block", "/small/1k.bin", headers=load.BROWSER),
+    "small": Case("1 KiB, keep-alive", FLOOR_PATH, servers=(*ALL, "floor")),
+    "browser": Case("1 KiB, a browser's header block", FLOOR_PATH, headers=load.BROWSER, servers=(*ALL, "floor")),
     "miss": Case("1 KiB, no two URLs alike", "/small/1k.bin", headers=load.BROWSER, asks=("unique", "TAG")),
     "files": Case(f"{MANY:,} files of 1 KiB, shuffled", "/many/", headers=load.BROWSER, asks=("files", MANY, SEED)),
     "mix": Case("1 KiB, as browsers ask: hardly two requests alike", "/pages/f0.html", asks=("mix", PAGES, "TAG")),

@@ -24,11 +24,13 @@ TARWEBS = ("tarweb", "before")
 HOST = "127.0.0.1"
 CONNECTIONS = 16_000           # slots of nginx and lighttpd: more than any case opens
 START = 60                     # seconds that a server may take to start
-PACKAGES = {"nginx": "nginx-light", "lighttpd": "lighttpd", "wrk": "wrk", "strace": "strace", "openssl": "openssl"}
+PACKAGES = {"nginx": "nginx-light", "lighttpd": "lighttpd", "wrk": "wrk", "strace": "strace", "openssl": "openssl",
+            "cc": "gcc libc6-dev"}
 ACCESS_LOG = "access.log"      # in the server's temporary directory, where flags ask for it
 TLS_SERVERS = ("tarweb", "before", "nginx", "nginx-tuned")
 PROGRAMS = (*TLS_SERVERS, "lighttpd")            # those that do all that the cases ask for
 ALL = (*PROGRAMS, "http.server")
+FLOOR_PATH = "/small/1k.bin"   # the one file that floor.c can be said to serve
 
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, CLIENT_CORE = CORES[0], CORES[1 % len(CORES)]
@@ -92,7 +94,7 @@ def available():
     present = []
     if TARWEB.exists():
         present += TARWEBS if BEFORE else ["tarweb"]
-    for program, names in (("nginx", ["nginx", "nginx-tuned"]), ("lighttpd", ["lighttpd"])):
+    for program, names in (("nginx", ["nginx", "nginx-tuned"]), ("lighttpd", ["lighttpd"]), ("cc", ["floor"])):
         if find(program):
             present += names
         else:
@@ -162,8 +164,20 @@ def http_server(site, _temporary, port, _flags, _tls):
             "--directory", site.directory, str(port)]
 
 
+def floor(site, temporary, port, _flags, _tls):
+    """It is compiled here, and repeats a response of tarweb's."""
+    program, response = temporary / "floor", temporary / "response"
+    said = subprocess.run([find("cc"), "-O2", "-o", program, HERE / "floor.c"], capture_output=True, text=True)
+    if said.returncode:
+        raise Failed(f"floor.c: {said.stderr[:500]}")
+    with serving("tarweb", site) as server, socket.create_connection((HOST, server.port), START) as connection:
+        connection.sendall(f"GET {FLOOR_PATH} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        response.write_bytes(connection.recv(1 << 16))      # it comes in one piece; the cases compare it with the file
+    return [program, str(port), response]
+
+
 COMMANDS = {"tarweb": tarweb, "before": before, "nginx": nginx, "nginx-tuned": nginx_tuned,
-            "lighttpd": lighttpd, "http.server": http_server}
+            "lighttpd": lighttpd, "http.server": http_server, "floor": floor}
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-PACKAGES="chromium curl haproxy liburing2 lighttpd logrotate nginx-light openssl python3-venv qemu-system-arm qemu-system-x86 seccomp strace tar wrk"
+PACKAGES="chromium curl gcc haproxy libc6-dev liburing2 lighttpd logrotate nginx-light openssl python3-venv qemu-system-arm qemu-system-x86 seccomp strace tar wrk"
 
 missing_packages() {
     for package in $PACKAGES; do

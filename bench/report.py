@@ -103,16 +103,38 @@ def cpu_target(title, case, limit):
     return Target(title, limit, "x nginx", lambda results: ratio(results, case), case)
 
 
+def floor_target(title, case, limit):
+    return Target(title, limit, "x floor.c", lambda results: ratio(results, case, "floor"))
+
+
+def both_sides(results, name):
+    """The median ratio of tarweb's CPU and the client's together to the same of nginx, or None."""
+    found = ratios(results["cases"].get(name, {}), "tarweb", figures=("cpu", "client"))
+    return statistics.median(found) if found else None
+
+
 TARGETS = (
-    cpu_target("1 KiB, keep-alive: CPU/request", "small", 0.65),
-    cpu_target("1 KiB, no two URLs alike: CPU/request", "miss", 1.2),
     cpu_target("1 KiB, as browsers ask: CPU/request", "mix", 1.0),
-    cpu_target("1 MiB: CPU/byte", "1m", 0.9),
-    cpu_target("a connection for each request: CPU/request", "newconn", 1.0),
-    cpu_target("TLS in userspace, 1 KiB, keep-alive: CPU/request", "tls-small", 1.0),
     cpu_target("TLS in userspace, 1 KiB, as browsers ask: CPU/request", "tls-mix", 1.3),
-    cpu_target("TLS in userspace, a full handshake for each request: CPU/request", "tls-handshake", 1.2),
-    cpu_target("TLS in userspace, 1 MiB: CPU/byte", "tls-1m", 1.1),
+    cpu_target("1 KiB, no two URLs alike: CPU/request", "miss", 0.95),
+    cpu_target("10,000 files of 1 KiB: CPU/request", "files", 0.95),
+    cpu_target("1 KiB, keep-alive: CPU/request", "small", 0.77),
+    floor_target("1 KiB, keep-alive: CPU/request", "small", 1.10),
+    cpu_target("1 KiB, a browser's header block: CPU/request", "browser", 0.68),
+    floor_target("1 KiB, a browser's header block: CPU/request", "browser", 1.10),
+    cpu_target("a connection for each request: CPU/request", "newconn", 0.95),
+    cpu_target("404s that differ: CPU/request", "missing", 1.1),
+    cpu_target("conditional requests that differ: CPU/request", "conditional", 1.1),
+    cpu_target("small ranges that differ: CPU/request", "ranges", 1.1),
+    cpu_target("TLS in userspace, 1 KiB, keep-alive: CPU/request", "tls-small", 0.95),
+    cpu_target("TLS in userspace, a full handshake for each request: CPU/request", "tls-handshake", 1.10),
+    cpu_target("TLS in userspace, a resumed connection for each request: CPU/request", "tls-resume", 1.05),
+    cpu_target("24 KiB: CPU/request", "24k", 1.0),
+    cpu_target("1 MiB: CPU/byte", "1m", 0.9),
+    Target("100 MiB: CPU/byte, the client's included", 0.8, "x nginx", lambda results: both_sides(results, "100m")),
+    cpu_target("TLS in userspace, 24 KiB: CPU/request", "tls-24k", 1.1),
+    cpu_target("TLS in userspace, 1 MiB: CPU/byte", "tls-1m", 1.0),
+    cpu_target("15 KiB of header fields that differ: CPU/request", "bombs", 1.5),
     Target("access log, 1 KiB, keep-alive: CPU/request", 1.15, "x without",
            lambda results: ratio(results, "log", "tarweb", "tarweb, combined")),
     Target("small files while cold ones are read: p99", 3, "x quiet", cold_ratio),
@@ -273,9 +295,9 @@ On loopback the kernel does part of the network's work on whichever side happens
 beside the server's, and "with client" is the ratio of both together. Absolute times mean little on a shared machine.
 nginx is set up as usual for static files ([nginx.conf](nginx.conf)); nginx-tuned has the cheapest settings found for
 each size ([nginx-tuned.conf](nginx-tuned.conf)); lighttpd: [lighttpd.conf](lighttpd.conf). http.server is Python's
-own, for scale. The client is wrk, and for full handshakes `openssl s_time`. A row with any error of the client's is
-invalid. Over TLS all servers have the same certificate (ECDSA, P-256); tarweb runs with `--ktls off`, nginx with
-[nginx-tls.conf](nginx-tls.conf)."""
+own, for scale; floor is [floor.c](floor.c), which answers without looking at what is asked. The client is wrk, and for
+full handshakes `openssl s_time`. A row with any error of the client's is invalid. Over TLS all servers have the same
+certificate (ECDSA, P-256); tarweb runs with `--ktls off`, nginx with [nginx-tls.conf](nginx-tls.conf)."""
 
 
 def special_section(name, case):

@@ -13,7 +13,7 @@
 
 local site = "www.example.org"
 
-local pages = wrk.path:match("^(.*)0%.html$") or "/pages/"     -- what their paths begin with
+local pages = wrk.path:match("^(.*)0%.html$") or "/pages/f"    -- what their paths begin with
 
 local function seed_of(tag)
    return tonumber(tag:sub(1, 8), 16)

@@ -49,7 +49,10 @@ end
 -- add_lines(add, page, number, visitor): adds the lines of its header that depend on what is measured.
 local function browsers(count, tag, target, add_lines)
    local format, random = string.format, math.random
-   local number = 0
+   local number, lines = 0, {}
+   local function add(...)
+      lines[#lines + 1] = format(...)
+   end
    local agents = {
       [0] = function(version)
          return format("Mozilla/5.0 (iPhone; CPU iPhone OS 17_%d like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
@@ -69,7 +72,7 @@ local function browsers(count, tag, target, add_lines)
    return function()
       number = number + 1
       local visitor, page = random(1, 999999999), random(0, count - 1)
-      local lines = {
+      lines = {
          format("GET %s HTTP/1.1", target(page, number)),
          "Host: " .. site,
          "User-Agent: " .. agents[number % 4](random(90, 130)),
@@ -77,9 +80,6 @@ local function browsers(count, tag, target, add_lines)
          "Accept-Language: en-US,en;q=0.5",
          "Accept-Encoding: gzip, deflate, br, zstd",
       }
-      local function add(...)
-         lines[#lines + 1] = format(...)
-      end
       if number % 3 > 0 then
          add("Referer: https://%s%s%d.html", site, pages, random(0, count - 1))
       end

@@ -39,7 +39,7 @@ class Service(NamedTuple):
     def begin(self, connection):
         """Give a connection that has been let in what it begins with."""
         connection.transport, connection.protocol = self.transport, self.protocol
-        connection.site, connection.known = self.site, self.site.known
+        connection.site, connection.known, connection.answer = self.site, self.site.known, self.site.answer
         self.transport.begin(connection)
 
 

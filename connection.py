@@ -86,10 +86,10 @@ def illegal_flags(connection):
 class Connection:
     """What is known of one slot: its state, its transport and protocol, what is in flight, and what is pending."""
 
-    __slots__ = ("slot", "epoch", "state", "since", "opened", "transport", "protocol", "site", "known", "session",
-                 "plan", "sent", "pending", "scanned", "attention", "receiving", "sending", "shutting", "at_end",
-                 "unread", "request", "body", "attached", "recv_tag", "send_tag", "send_flags", "service", "peer",
-                 "client", "forwards", "head", "address", "acked", "acked_at")
+    __slots__ = ("slot", "epoch", "state", "since", "opened", "transport", "protocol", "site", "known", "answer",
+                 "session", "plan", "sent", "pending", "scanned", "attention", "receiving", "sending", "shutting",
+                 "at_end", "unread", "request", "body", "attached", "recv_tag", "send_tag", "send_flags", "service",
+                 "peer", "client", "forwards", "head", "address", "acked", "acked_at")
 
     def __init__(self, slot):
         self.slot = slot
@@ -101,6 +101,7 @@ class Connection:
         self.protocol = None        # what they mean
         self.site = None            # the Site that answers
         self.known = None           # that site's look-up of plans by the bytes of a request
+        self.answer = None          # the same site's way to a plan for bytes that come for the first time
         self.session = None         # the tls.Session, where there is one
         self.plan = None            # what is being sent, or was last
         self.sent = 0               # bytes of `plan` sent
@@ -128,7 +129,7 @@ class Connection:
 
     def forget(self):
         """Drop what a former connection left, before the slot's next one."""
-        self.plan = self.request = self.body = self.site = self.known = self.session = None
+        self.plan = self.request = self.body = self.site = self.known = self.answer = self.session = None
         self.pending = self.head = b""
         self.sent = self.scanned = self.acked = 0
         self.attention = self.at_end = self.unread = False

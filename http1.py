@@ -10,7 +10,6 @@ import re
 import socket
 import time
 from functools import lru_cache, partial
-from itertools import filterfalse
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -18,16 +17,6 @@ MAX_HEAD = 16 * 1024       # bytes of request line and header fields: browsers w
 MAX_LINE = 8 * 1024        # bytes of request line: RFC 9112 section 3 recommends 8000 at least
 MAX_BODY = 64 * 1024       # bytes of body read past before the answer; a longer one costs its sender the connection
 MAX_CHUNK_LINE = 1024      # bytes of chunk-size line or trailer field
-MEMO_BLOCK = 2 * 1024      # a header block longer than this is not worth remembering
-MEMO_BLOCKS = 1024         # header blocks remembered: with the above, 2 MiB at most
-MEMO_LINE = 256            # a header line longer than this is not worth remembering
-MEMO_LINES = 2048          # header lines remembered that mean nothing here: with the above, 512 KiB at most
-MEMO_OF_NAME = 256         # of these with one name: cookies and referers leave room for others
-MEMO_RELEVANT = 512        # bytes of the lines in a block that do mean something; of more they are not remembered
-MEMO_MEANINGS = 1024       # sets of such lines remembered: with the above, 1 MiB at most, lines and sets together
-MEMO_LATE = 64 * 1024      # all of this is forgotten after so many blocks and lines that found no place
-MANY_LINES = 32            # of a block with more, no lines are remembered
-FEW_LINES = 12             # a block with more lines that are not known to mean nothing is parsed in full
 MEMO_VALUES = 64           # field values remembered, where few are in use: 1 MiB at most
 
 SERVED = (b"GET", b"HEAD", b"OPTIONS")
@@ -80,7 +69,6 @@ class Request(NamedTuple):
     fields: Fields
 
 
-new_fields = partial(tuple.__new__, Fields)
 new_request = partial(tuple.__new__, Request)       # of a tuple, for two thirds of what a call of Request takes
 
 # Possessive quantifiers (++, *+) keep matching linear; on single characters only, for on groups that hold alternatives
@@ -88,10 +76,10 @@ new_request = partial(tuple.__new__, Request)       # of a tuple, for two thirds
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 REQUEST_LINE = re.compile(                                                                        # RFC 9112 section 3
     rb"(%b) ([!-\"$->@-~]++)(\?[!-\"$-~]*+)? HTTP/([0-9])\.([0-9])\r\n" % TOKEN)
-PLAIN_LINE = re.compile(rb"(%b) (/[!-\"$&->@-~]*+)(\?[!-\"$-~]*+)? HTTP/1\.1\r\n" % TOKEN)          # without escapes
+PLAIN_LINE = re.compile(rb"(%b) (/[!-\"$->@-~]*+)(\?[!-\"$-~]*+)? HTTP/1\.1" % TOKEN)
+QUERY = re.compile(rb"\?[!-\"$-~]*+ HTTP/1\.1")
 FIELD_LINE = re.compile(rb"%b:[\t -~\x80-\xff]*+" % TOKEN)                                        # RFC 9112 section 5
 FIELD_BLOCK = re.compile(rb"(?:%b\r\n)*\r\n" % FIELD_LINE.pattern)
-NOT_CRLF = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0")                                               # RFC 9112 section 2.2
 RAW_TARGET = re.compile(rb"(%b )([!-~\x80-\xff]++)(?= HTTP/)" % TOKEN)
 ESCAPED = [b"%c" % byte if byte < 0x80 else b"%%%02X" % byte for byte in range(256)]
 REG_NAME = rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*"                                 # RFC 3986 section 3.2.2
@@ -124,30 +112,19 @@ def find_head(buffer, scanned):
         raise HttpError(431, "the request head is longer than 16 KiB")
     if end >= 0:
         return size
-    if NOT_CRLF.search(buffer, max(0, scanned - 1)):    # in a whole head `parse_head` finds it
+    if is_broken(buffer, scanned):                      # in a whole head `parse_head` finds it
         raise HttpError(400, "a line does not end with CRLF, or NUL")
     return -1
 
 
-def known_request(data):
-    """The Request, where `data` is one head in whole, of the plain sort, and its header block or the lines of it are
-    remembered; else None.
-
-    What find_head and parse_head say of it, for less: what was parsed once says where it ends.
-    """
-    line = PLAIN_LINE.match(data)
-    if line is None or line.end() > MAX_LINE:
-        return None
-    block = data[line.end():]
-    fields = MEMORY.blocks.get(block)
-    if fields is None and len(data) <= MAX_HEAD:
-        fields = MEMORY.read(block)
-    if fields is None or fields.host is None or fields.content_length or fields.transfer_encoding is not None:
-        return None
-    method, path, query = line.groups(b"")
-    if b"/." in path:
-        return None
-    return new_request((method, path, query, b"close" if fields.close else b"", False, fields))
+def is_broken(buffer, start):
+    """Whether there is NUL, or CR or LF alone (RFC 9112 section 2.2), in `buffer` from `start` on, before which there
+    is none. A CR at its end may become a CRLF."""
+    if buffer[start - 1:start] == b"\r":
+        start -= 1
+    end = len(buffer) - buffer.endswith(b"\r")
+    lines = buffer.count(b"\r\n", start, end)
+    return not (lines == buffer.count(b"\r", start, end) == buffer.count(b"\n", start, end)) or b"\0" in buffer[start:]
 
 
 def parse_head(head):
@@ -161,7 +138,7 @@ def parse_head(head):
     method, path, query, major, minor = line.groups()
     if major != b"1":
         raise HttpError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
-    fields = remembered_fields(head[line.end():])
+    fields = parse_fields(head[line.end():])
     if minor == b"0":
         connection = b"keep-alive" if fields.keep_alive and not fields.close else b"close"
         fields = fields._replace(expect=None)       # RFC 9110 section 10.1.1: not for HTTP/1.0
@@ -176,10 +153,7 @@ def parse_head(head):
         path, host = parse_target(method, path, query)
         if host is not None:
             fields = fields._replace(host=host)     # RFC 9112 section 3.2.2: whatever the field says
-    if b"%" in path or b"/." in path:
-        raw, path = path, Decoded(decode_path(path))
-        path.raw = raw
-    return Request(method, path, query or b"", connection, has_body, fields)
+    return Request(method, decoded(path), query or b"", connection, has_body, fields)
 
 
 def check_transfer_encoding(value, minor):
@@ -223,6 +197,15 @@ def parse_target(method, target, query):
     if method == b"OPTIONS" and not absolute[2] and not query:
         return b"*", absolute[1]
     return absolute[2] or b"/", absolute[1]
+
+
+def decoded(path):
+    """`path` as Request has it. Raises HttpError."""
+    if b"%" not in path and b"/." not in path:
+        return path
+    changed = Decoded(decode_path(path))
+    changed.raw = path
+    return changed
 
 
 def decode_path(path):
@@ -314,128 +297,64 @@ def parse_length(value):
     return int(value)
 
 
-# --- what is remembered of header fields
+# --- requests that differ in nothing that counts
 #
-# Few header blocks come twice, since cookies, referers and validators differ, but most lines do. The short way (`read`)
-# gives what parse_fields would, or None, for these reasons:
-# - A block is well-formed if each of its lines is, and if the only empty one is the last. So it means the same without
-#   those of its lines that are well-formed and have a name that is not WANTED.
-# - Lines are split at CRLF only, so a bare CR or LF stays within its line, and no such line is well-formed.
-# - Preconditions and all other fields have no influence on each other, so they may be read apart.
-# - A relevant line that is new, and whatever is doubled or malformed, is left to parse_fields.
+# Browsers' requests hardly ever come twice, since cookies, referers and entity tags differ; without those they do. What
+# is taken out of a request here are whole lines of its head: each begins behind a line feed, ends with CRLF and is
+# well-formed, and the only empty line is the last. So what is left is a whole request exactly if the original is one:
+# a bare line feed in front of such a line stays, and spoils it.
 
-CONDITIONS = WANTED[b"if-match"]        # from here on: what Fields has last, in this order
-UNCONDITIONAL = False, *[None] * (len(WANTED) - CONDITIONS)
-NAMED_LINE = re.compile(rb"(%b):([\t -~\x80-\xff]*+)" % TOKEN)
-
-
-class FieldMemory:
-    """Remembers header blocks, and lines of them.
-
-    When it is full, a block takes the latest one's place and lines find none, so a flood pushes out nothing that came
-    before it. Now and then it begins anew, for what is no longer sent.
-    """
-
-    def __init__(self):
-        self.blocks: dict[bytes, Fields] = {}       # of whole blocks
-        self.meanings: dict[bytes, Fields] = {}     # of blocks made of the relevant lines only
-        self.relevant = {b""}                       # these lines: of a name that is WANTED, but no preconditions
-        self.ignored: set[bytes] = set()            # lines that mean nothing to this server
-        self.names: dict[bytes, int] = {}           # how many of these have each name
-        self.late = 0                               # blocks and lines that found no place
-        self.is_ignored, self.is_relevant = self.ignored.__contains__, self.relevant.__contains__
-
-    def read(self, block):
-        """The Fields of a whole block, or None where more of it is new than preconditions and a few lines to ignore."""
-        lines = list(filterfalse(self.is_ignored, block.split(b"\r\n", MANY_LINES)))
-        if len(lines) > FEW_LINES or not block.endswith(b"\r\n\r\n"):
-            return None
-        fields = self.meanings.get(b"\r\n".join(lines))
-        if fields is not None:
-            self.add_block(block, fields)
-            return fields
-        fields = self.meanings.get(b"\r\n".join(filter(self.is_relevant, lines)))
-        return fields and self.read_new(filterfalse(self.is_relevant, lines), fields)
-
-    def read_new(self, lines, fields):
-        """`fields` with the preconditions that are among `lines`; or None where not all of these are understood."""
-        conditions: list | None = None
-        for line in lines:
-            named = NAMED_LINE.fullmatch(line)
-            if named is None:
-                return None
-            name = named[1].lower()
-            place = WANTED.get(name)
-            if place is None:
-                self.add_ignored(name, line)
-                continue
-            conditions = conditions or [True, *UNCONDITIONAL[1:]]
-            place -= CONDITIONS - 1
-            if place < 1 or conditions[place] is not None:
-                return None
-            conditions[place] = named[2].strip(b"\t ")
-        return new_fields((*fields[:-len(UNCONDITIONAL)], *conditions)) if conditions else fields
-
-    def learn(self, block, fields):
-        """Remember a block that parse_fields has read, and its lines."""
-        self.add_block(block, fields)
-        if len(block) > MEMO_BLOCK or block.count(b"\n") > MANY_LINES or len(self.meanings) >= MEMO_MEANINGS:
-            self.count_late()
-            return
-        lines = list(filterfalse(self.is_ignored, block.split(b"\r\n")))
-        if len(lines) > FEW_LINES and len(self.ignored) >= MEMO_LINES:
-            self.count_late()
-            return
-        relevant = []
-        for line in lines:
-            name = line.partition(b":")[0].lower()
-            place = WANTED.get(name) if line else 0
-            if place is None:
-                self.add_ignored(name, line)
-            elif place < CONDITIONS:
-                relevant.append(line)
-        if sum(map(len, relevant)) <= MEMO_RELEVANT:
-            self.relevant.update(relevant)
-            self.meanings[b"\r\n".join(relevant)] = new_fields((*fields[:-len(UNCONDITIONAL)], *UNCONDITIONAL))
-
-    def add_block(self, block, fields):
-        if len(block) > MEMO_BLOCK:
-            return
-        if len(self.blocks) >= MEMO_BLOCKS:
-            self.blocks.popitem()
-            self.count_late()
-        self.blocks[block] = fields
-
-    def add_ignored(self, name, line):
-        of_name = self.names.get(name, 0)
-        if of_name < MEMO_OF_NAME and len(line) <= MEMO_LINE and len(self.ignored) < MEMO_LINES:
-            self.names[name] = of_name + 1
-            self.ignored.add(line)
-        else:
-            self.count_late()
-
-    def count_late(self):
-        self.late += 1
-        if self.late > MEMO_LATE:
-            self.clear()
-
-    def clear(self):
-        for memory in (self.blocks, self.meanings, self.relevant, self.ignored, self.names):
-            memory.clear()
-        self.relevant.add(b"")
-        self.late = 0
+VALUE = rb"[\t -~\x80-\xff]*+"
+VARYING = re.compile(       # between clients and visits; and what proxies in front add, or spell as HTTP/2 has it
+    rb"\n(?:Cookie|Referer|User-Agent|cookie|referer|user-agent|X-%b|x-%b|Forwarded|forwarded|Via|via|traceparent):%b"
+    rb"\r(?=\n)" % (TOKEN, TOKEN, VALUE))
+CONDITION = re.compile(
+    rb"\n(?=[IR])(If-None-Match: %b(?:\r\nIf-Modified-Since: %b)?|Range: %b)\r(?=\n)" % (VALUE, VALUE, VALUE))
 
 
-MEMORY = FieldMemory()
+def split_head(data):
+    """(request line, header block) of `data`, where it is one request in whole; else (None, b""). The CR behind the
+    request line is in neither."""
+    if not 0 < data.find(b"\r\n\r\n") == len(data) - 4 < MAX_LINE:
+        return None, b""
+    line, _, block = data.partition(b"\r")
+    return line, block
 
 
-def remembered_fields(block):
-    """What parse_fields gives, remembered where the block is short."""
-    fields = MEMORY.blocks.get(block)
-    if fields is None:
-        fields = parse_fields(block)
-        MEMORY.learn(block, fields)
-    return fields
+def essence(block):
+    """A header block without the lines that mean nothing here but differ from one client or visit to another."""
+    return VARYING.sub(b"", block)
+
+
+def without_conditions(block):
+    """(a header block without If-None-Match and Range, the lines of these). An If-Modified-Since behind If-None-Match,
+    which overrides it (RFC 9110 section 13.1.3), goes with it."""
+    parts = CONDITION.split(block)
+    return b"".join(parts[::2]), parts[1::2]
+
+
+def plain_fields(block):
+    """The Fields of the header block of a request of HTTP/1.1 without a body; None where it is none, or not right."""
+    try:
+        fields = parse_fields(block[1:])
+    except HttpError:
+        return None
+    has_body = fields.content_length or fields.transfer_encoding is not None
+    return None if has_body or fields.host is None or not block.startswith(b"\n") else fields
+
+
+def plain_request(line, fields):
+    """The Request of a request line, without its CRLF, and plain_fields; None where it is of another sort than
+    parse_head reads without a further look."""
+    match = PLAIN_LINE.fullmatch(line)
+    if match is None:
+        return None
+    method, path, query = match.groups(b"")
+    try:
+        path = decoded(path)
+    except HttpError:
+        return None
+    return new_request((method, path, query, b"close" if fields.close else b"", False, fields))
 
 
 # --- content negotiation (RFC 9110 section 12.5.3)

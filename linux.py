@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import itertools
 import mmap
 import os
 import re
@@ -179,18 +180,23 @@ def message_size(segments):
     return MSGHDR.size + IOVEC.size * segments
 
 
+@functools.lru_cache
+def message_layout(segments):
+    """A msghdr and so many iovecs."""
+    return struct.Struct(MSGHDR.format + IOVEC.format.removeprefix("=") * segments)
+
+
 def write_message(memory, address, segments, control=(0, 0)):
     """Write a msghdr over `segments` of (address, length), then its iovecs, to the front of `memory` at `address`.
     control: address and size of its control message."""
-    MSGHDR.pack_into(memory, 0, 0, 0, address + MSGHDR.size, len(segments), *control, 0)
-    for i, (base, length) in enumerate(segments):
-        IOVEC.pack_into(memory, MSGHDR.size + IOVEC.size * i, base, length)
+    message_layout(len(segments)).pack_into(
+        memory, 0, 0, 0, address + MSGHDR.size, len(segments), *control, 0, *itertools.chain.from_iterable(segments))
 
 
 def read_message(memory):
     """The segments that `write_message` wrote."""
     count = MSGHDR.unpack_from(memory)[3]
-    return [IOVEC.unpack_from(memory, MSGHDR.size + IOVEC.size * i) for i in range(count)]
+    return [*IOVEC.iter_unpack(memory[MSGHDR.size:MSGHDR.size + IOVEC.size * count])]
 
 
 class Message:

@@ -14,17 +14,19 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 import linux
-from http1 import format_date
+from http1 import QUERY, essence, format_date, plain_fields, plain_request, split_head, without_conditions
 from reply import FullResponse, Reply, error_reply, field_lines
 
 SEND_SIZE = 512 * 1024      # bytes in one send: large enough for few completions, small enough to time a slow reader
 COLD_SEND_SIZE = 128 * 1024 # the same, where it may have to be read from a disk: others wait while it is copied
 MEMO_PLANS = 8 << 20        # bytes of plans remembered: those of about 10,000 files
-MEMO_REQUESTS = 6 << 20     # bytes of requests remembered
-# What the objects in Python take of a plan, of a request, of each header field and span in a Reply, and of a path that
-# leads to a plan; bytes, roughly.
-PLAN_OVERHEAD, REQUEST_OVERHEAD, FIELD_OVERHEAD, SPAN_OVERHEAD, PATH_OVERHEAD = 320, 200, 60, 130, 400
-MEMO_REQUEST = 2048         # a request longer than this is parsed each time
+MEMO_REQUESTS = 2 << 20     # bytes of requests remembered as they came
+MEMO_BLOCKS = 4 << 20       # bytes of header blocks and request lines remembered
+# Bytes, roughly, that the objects in Python of these take: a plan, each header field and span in a Reply, a request, a
+# header block and a request line.
+PLAN_OVERHEAD, FIELD_OVERHEAD, SPAN_OVERHEAD = 320, 60, 130
+REQUEST_OVERHEAD, BLOCK_OVERHEAD, LINE_OVERHEAD = 200, 900, 150
+MEMO_REQUEST = 2048         # a request or header block longer than this is parsed each time
 SEEN_BITS = 16              # 64 KiB to tell what has come before from what comes for the first time
 EMPTY_SECONDS = 60          # a full memory is emptied as often as this
 WARM_SECONDS = 5            # how long what was in memory is taken to be there still
@@ -32,6 +34,7 @@ LAZY_MEMO = 64 * 1024       # a response of more bytes from a lazy archive is no
 NEVER = float("inf")        # seconds since the epoch
 NO_RESULT = 1 << 31         # what no operation returns: results are signed 32-bit, and errors are negative
 STATUS_SLOT = 192           # bytes for each status line with the fields that go with all
+SIMPLE_RANGE = re.compile(rb"Range: bytes=([0-9]{1,15})-([0-9]{1,15})")
 PORT = re.compile(rb":[0-9]*$")         # of a Host field
 
 
@@ -93,36 +96,38 @@ class Plaintext(NamedTuple):
 
 
 class Plan:
-    """A Reply in memory. `address` is its msghdr's, which covers the first `send_size` bytes of `total`."""
+    """A response in memory. `address` is its msghdr's, which covers the first `send_size` bytes of `total`."""
 
-    __slots__ = ("address", "close", "content", "dated", "done", "lazy", "memory", "plaintext", "segments",
+    __slots__ = ("address", "close", "content", "dated", "done", "file", "lazy", "memory", "plaintext", "segments",
                  "send_size", "status", "tally", "total")
 
-    def __init__(self, reply, status_head, tally, lazy=False):
-        """One block of memory holds msghdr, iovecs and then every byte that is not in an archive. tally: where
-        responses with this status are counted. lazy: whether some of it may have to be read from a disk."""
-        self.status, self.tally, self.lazy = reply.status, tally, lazy
+    def __init__(self, status, header, body, status_head, tally, close=False, lazy=False):
+        """One block of memory holds msghdr, iovecs and then every byte that is not in an archive.
+
+        header: all that follows `status_head` up to the body (bytes). body: spans, as in Reply. tally: where responses
+        with this status are counted. lazy: whether some of it may have to be read from a disk."""
+        self.status, self.tally, self.close, self.lazy = status, tally, close, lazy
         self.send_size = COLD_SEND_SIZE if lazy else SEND_SIZE
-        header = header_section(reply)
-        own = b"".join([header, *[span for span in reply.body if isinstance(span, bytes)]])
-        room = linux.message_size(len(reply.body) + 2)
+        own = b"".join([header, *[span for span in body if isinstance(span, bytes)]])
+        room = linux.message_size(len(body) + 2)
         self.memory = bytearray(bytes(room) + own)
         self.address = linux.address_of(self.memory)
         at = self.address + room
-        segments = [status_head]                # (address, length) of all there is to send
-        for span in (header, *reply.body):
+        segments, total = [status_head], status_head[1]         # (address, length) of all there is to send
+        for span in (header, *body):
             if isinstance(span, bytes):
                 span, at = (at, len(span)), at + len(span)
             if span[1]:
                 segments.append(span)
-        self.total = sum(length for _, length in segments)
-        self.content = self.total - status_head[1] - len(header)        # bytes behind the header
-        self.segments = segments if self.total > self.send_size else None
-        linux.write_message(self.memory, self.address, first_piece(segments, self.send_size))
-        self.close = reply.close
+                total += span[1]
+        self.total, self.content = total, total - status_head[1] - len(header)      # content: bytes behind the header
+        self.segments = segments if total > self.send_size else None
+        linux.write_message(self.memory, self.address,
+                            first_piece(segments, self.send_size) if self.segments else segments)
+        self.file = None                        # the Representation all of which it has, with status 200
         self.plaintext = self.dated = None      # its Plaintext, and the Date in that, where OpenSSL encrypts it
         # What the first send returns when nothing more is to be done: then the connection waits for a request.
-        self.done = NO_RESULT if self.close or self.segments else self.total
+        self.done = NO_RESULT if close or self.segments else total
 
     def spans(self):
         """All there is to send, as (address, length)."""
@@ -151,24 +156,106 @@ def first_piece(segments, room):
     return piece
 
 
-class Memo:
-    """What the sites of a worker share: the Date, counts, and plans, remembered by reply and by the bytes of a request.
+class RequestMemo(dict):
+    """Plans by the bytes of requests, which take `size` bytes together at most.
 
-    Both are bounded, for all sites together. When one is full, each newcomer takes the latest one's place, so requests
-    that come once push out nothing that comes often; and it is emptied now and then, for what is no longer asked for.
+    When it is full, each newcomer takes the latest one's place, so that a flood pushes out nothing that comes often.
+    came_before: tells of a hash. on_gone: called with each request that has to go.
     """
+
+    def __init__(self, size, came_before, on_gone):
+        super().__init__()
+        self.size = self.room = size
+        self.came_before, self.on_gone = came_before, on_gone
+
+    def remember(self, request, plan):
+        """From its third time on, `request` (the bytes of one whole request without a body) gets `plan` at once."""
+        if not self.came_before(hash(request)):         # as most have not, where they differ
+            return
+        if len(request) > min(MEMO_REQUEST, self.size) or plan.lazy and plan.total > LAZY_MEMO or request in self:
+            return
+        taken = REQUEST_OVERHEAD + len(request)
+        if self.room < taken:
+            gone, _ = self.popitem()
+            self.on_gone(gone)
+        else:
+            self.room -= taken
+        self[request] = plan
+
+    def clear(self):
+        super().clear()
+        self.room = self.size
+
+
+class Block(dict):
+    """Plans by request line, for requests of the same header block, which says `fields`."""
+
+    def __init__(self, fields):
+        super().__init__()
+        self.fields = fields
+
+
+class BlockMemo(dict):
+    """A Block for each header block. Blocks and request lines take `size` bytes together at most; when it is full, it
+    takes no new ones. came_before: as in RequestMemo."""
+
+    def __init__(self, size, came_before):
+        super().__init__()
+        self.size = self.room = size
+        self.came_before = came_before
+
+    def read(self, text):
+        """The Block of a header block, remembered from its third time on; None where it is not plain."""
+        fields = plain_fields(text)
+        if fields is None:
+            return None
+        block = Block(fields)
+        self.alias(text, block)
+        return block
+
+    def alias(self, text, block):
+        """From its third time on, a header block that means the same is that Block, too."""
+        taken = BLOCK_OVERHEAD + len(text)
+        if len(text) <= MEMO_REQUEST and self.room >= taken and self.came_before(hash(text)):
+            self.room -= taken
+            self[text] = block
+
+    def remember(self, block, line, plan):
+        """From its third time on, that request line with that Block gets `plan`."""
+        taken = LINE_OVERHEAD + len(line)
+        if self.room >= taken and self.came_before(hash(line)):
+            self.room -= taken
+            block[line] = plan
+
+    def clear(self):
+        for block in self.values():
+            block.clear()
+        super().clear()
+        self.room = self.size
+
+
+class Memo:
+    """What the sites of a worker share: the Date, counts, and plans, remembered by reply and by requests.
+
+    All of it is bounded, for all sites together, and emptied now and then where it is full, for what is no longer asked
+    for.
+    """
+
+    sizes = MEMO_REQUESTS, MEMO_BLOCKS
 
     def __init__(self, library, server, wall, more=()):
         """library: the archives (see archive.Library) that replies' spans are in. All else is as in StatusHeads."""
         self.library = library
         self.status_heads = StatusHeads(server, wall, more)
         self.tallies = [[0] for _ in range(6)]      # responses, by the first digit of their status
-        self.plans = []                             # of each site two dicts, since sites may answer differently
+        self.plans = []                             # a dict for each site, since sites may answer differently
         self.newest = {}                            # that one of them which the latest plan is in
-        self.by_request = {}
-        self.lines = {}                             # for some of `by_request`: what the access log says of it
+        self.lines: dict = {}                             # for some of `requests`: what the access log says of them
         self.seen = bytearray(1 << SEEN_BITS)       # for each hash's low bits, some others of the last that came
-        self.plan_room, self.request_room = MEMO_PLANS, MEMO_REQUESTS
+        requests, blocks = self.sizes
+        self.requests = RequestMemo(requests, self.came_before, lambda request: self.lines.pop(request, None))
+        self.blocks = BlockMemo(blocks, self.came_before)
+        self.plan_room = MEMO_PLANS
         self.emptied = self.warmed = wall
         self.now = int(wall)                        # as Date says
         self.next_modified = NEVER                  # the earliest date that a plan does not tell, because it is later
@@ -181,13 +268,13 @@ class Memo:
         if modified > self.now:
             self.next_modified = min(self.next_modified, modified)
             reply = reply._replace(modified=0)
-        plan = Plan(reply, self.status_heads.get(reply.status), self.tallies[reply.status // 100],
-                    self.library.lazy and self.library.is_lazy(reply.body))
+        plan = self.lay_out(reply.status, header_section(reply), reply.body, reply.close)
         size = PLAN_OVERHEAD + len(plan.memory)
-        if isinstance(key, Reply):
-            size += len(plan.memory) + FIELD_OVERHEAD * len(reply.fields) + SPAN_OVERHEAD * len(reply.body)
-        else:
+        if isinstance(key, FullResponse):
+            plan.file = key.chosen
             size += SPAN_OVERHEAD * len(plan.segments or ())
+        else:
+            size += len(plan.memory) + FIELD_OVERHEAD * len(reply.fields) + SPAN_OVERHEAD * len(reply.body)
         if self.plan_room < size:
             self.newest.popitem()
         else:
@@ -196,29 +283,27 @@ class Memo:
         self.newest = plans
         return plan
 
-    def keep(self, plans, key, plan):
-        """Keep a Plan that `make` has made in a site's `plans` under one more `key`, which begins with a path; but only
-        while half of the room is left, because for many files it is better used for their plans."""
-        if self.plan_room > MEMO_PLANS // 2:
-            self.plan_room -= PATH_OVERHEAD + len(key[0])
-            plans[key] = plan
+    def lay_out(self, status, header, body, close):
+        """A Plan, as its parameters say, that is not kept."""
+        return Plan(status, header, body, self.status_heads.get(status), self.tallies[status // 100], close,
+                    self.library.lazy and self.library.is_lazy(body))
 
-    def remember(self, request, plan):
-        """From its third time on, `request` (the bytes of one whole request without a body) gets `plan` at once."""
-        if not self.came_before(hash(request)):         # as most have not, where they differ
-            return
-        if len(request) > MEMO_REQUEST or plan.lazy and plan.total > LAZY_MEMO or request in self.by_request:
-            return
-        size = REQUEST_OVERHEAD + len(request)
-        if self.request_room < size:
-            gone, _ = self.by_request.popitem()
-            self.lines.pop(gone, None)
-        else:
-            self.request_room -= size
-        self.by_request[request] = plan
+    def lay_out_part(self, whole, first, last):
+        """206 with the bytes from `first` up to `last` of the file that the Plan `whole` has all of; None where that is
+        not as simple as it nearly always is. It is not kept: the next one differs."""
+        length, spans = whole.file.length, whole.spans()
+        size = min(last + 1, length) - first
+        if len(spans) != 3 or whole.file.coding or not 0 < size <= COLD_SEND_SIZE or whole.lazy:
+            return None
+        _, (header_at, header_size), (body_at, _) = spans
+        at = header_at - whole.address
+        header = bytes(whole.memory[at:at + header_size]).replace(
+            b"\r\nContent-Length: %d\r\n" % length,
+            b"\r\nContent-Range: bytes %d-%d/%d\r\nContent-Length: %d\r\n" % (first, first + size - 1, length, size))
+        return self.lay_out(206, header, ((body_at + first, size),), whole.close)
 
     def came_before(self, code):
-        """Whether a request of this hash came lately. Now and then wrong, which costs or saves one parsing."""
+        """Whether something of this hash came lately. Now and then wrong, which costs or saves one parsing."""
         place, mark = code & (1 << SEEN_BITS) - 1, code >> SEEN_BITS & 0xFF
         last, self.seen[place] = self.seen[place], mark
         return last == mark
@@ -229,7 +314,8 @@ class Memo:
         if wall < self.now or wall >= self.next_modified:       # what is later than Date has changed
             self.forget()
         self.now = int(wall)
-        full = self.plan_room < MEMO_PLANS // 8 or self.request_room < MEMO_REQUESTS // 8
+        full = self.plan_room < MEMO_PLANS // 8 or any(
+            memory.room < memory.size // 8 for memory in (self.requests, self.blocks))
         if full and wall - self.emptied > EMPTY_SECONDS:
             self.forget()
             self.emptied = wall
@@ -245,24 +331,19 @@ class Memo:
         self.forget_requests()
 
     def forget_requests(self):
-        self.by_request.clear()
-        self.lines.clear()
-        self.request_room = MEMO_REQUESTS
+        for memory in (self.requests, self.blocks, self.lines):
+            memory.clear()
 
 
 class ForgetfulMemo(Memo):
     """A Memo that remembers nothing: for sites that may answer otherwise the next time."""
 
+    sizes = 0, 0
+
     def make(self, plans, key, reply):
         plan = super().make(plans, key, reply)
         self.forget()
         return plan
-
-    def keep(self, plans, key, plan):
-        pass
-
-    def remember(self, request, plan):
-        pass
 
 
 class Site:
@@ -274,29 +355,79 @@ class Site:
     """
 
     def __init__(self, memo, reply, expand=None):
-        self.memo, self.answer, self.expand = memo, reply, expand
-        self.reply = reply                      # the same, until `close_all`
+        self.memo, self.expand = memo, expand
+        self.reply = self.persistent_reply = reply      # the same, until `close_all`
         self.by_reply: dict = {}
-        self.by_path: dict = {}                 # plans of whole files, by all that they depend on in a request
-        memo.plans += [self.by_reply, self.by_path]
-        self.known, self.remembers, self.lines = memo.by_request.get, memo.by_request.__contains__, memo.lines
-        self.remember, self.forget, self.tick = memo.remember, memo.forget, memo.tick
+        self.turn = 0
+        memo.plans.append(self.by_reply)
+        self.known, self.remembers, self.lines = memo.requests.get, memo.requests.__contains__, memo.lines
+        self.remember, self.forget, self.tick = memo.requests.remember, memo.forget, memo.tick
+        self.blocks = memo.blocks
         self.tallies, self.status_heads = memo.tallies, memo.status_heads
+
+    def answer(self, data):
+        """The Plan for `data`, bytes that are not `known`, where this is one whole request that can be answered without
+        a look for what is in memory, and not otherwise the next time; else None."""
+        line, text = split_head(data)
+        block = self.blocks.get(text)
+        if block is None:
+            return self.answer_text(line, text) if line and self.blocks.size else None
+        plan = block.get(line)
+        if plan is None:
+            return self.answer_line(line, block)
+        self.remember(data, plan)
+        return plan
+
+    def answer_text(self, line, text):
+        """The Plan for a request line with a header block that is not known."""
+        core = essence(text)
+        block = self.blocks.get(core)
+        if block is None:
+            return self.answer_conditional(line, core)
+        self.turn = self.turn + 1 & 7
+        if not self.turn:                       # what differs seldom comes again
+            self.blocks.alias(text, block)
+        return block.get(line) or self.answer_line(line, block)
+
+    def answer_line(self, line, block):
+        """The Plan for a request line with that Block: a file's is the same for any query."""
+        path, mark, _ = line.partition(b"?")
+        if mark and line.endswith(b" HTTP/1.1"):
+            general = path + b" HTTP/1.1"
+            plan = block.get(general) or self.answer_line(general, block)
+            if plan and plan.file and QUERY.fullmatch(line, len(path)):
+                return plan
+        request = plain_request(line, block.fields)
+        plan = request and self.respond(request)
+        if plan is None or plan.lazy:
+            return None
+        if self.memo.plan_room > MEMO_PLANS // 16:      # or it might not be kept, and so not be counted
+            self.blocks.remember(block, line, plan)
+        return plan
+
+    def answer_conditional(self, line, text):
+        """The Plan for a request line with a header block that may have lines of If-None-Match or Range, where those
+        without are known."""
+        general, conditions = without_conditions(text)
+        block = self.blocks.get(general)
+        if block is None:
+            block = self.blocks.read(general)
+        if block is None:
+            return None
+        plan = block.get(line) or self.answer_line(line, block)
+        if not conditions or plan is None or plan.status == 404:
+            return plan
+        if plan.file is not None and not block.fields.conditional:
+            ranges = simple_ranges(conditions, plan.file.etag)
+            part = self.memo.lay_out_part(plan, *ranges[0]) if ranges else plan
+            if part is not None and ranges is not None:
+                return part
+        block = self.blocks.read(text)
+        return None if block is None else self.answer_line(line, block)
 
     def respond(self, request):
         """The Plan for a Request whose body, if any, has been read past."""
-        method, path, _, connection, _, fields = request
-        if fields.conditional or fields.expect is not None:
-            return self.plan(self.reply(request))
-        key = path, method, connection, fields.codings
-        return self.by_path.get(key) or self.respond_anew(key, request)
-
-    def respond_anew(self, key, request):
-        reply = self.reply(request)
-        plan = self.plan(reply)
-        if isinstance(reply, FullResponse):
-            self.memo.keep(self.by_path, (bytes(key[0]), *key[1:]), plan)       # without the `raw` of a Decoded
-        return plan
+        return self.plan(self.reply(request))
 
     def refuse(self, status, reason):
         """The Plan of an error where there is no Request to answer. The connection ends with it."""
@@ -315,7 +446,22 @@ class Site:
     def close_all(self):
         """From now on each response is the last on its connection."""
         self.forget()
-        self.reply = lambda request: self.answer(request._replace(connection=b"close"))
+        self.reply = lambda request: self.persistent_reply(request._replace(connection=b"close"))
+
+
+def simple_ranges(conditions, etag):
+    """What of a file with that entity tag lines of If-None-Match and Range ask for: [(first, last)], or [] for all of
+    it; None where that takes a closer look."""
+    ranges = []
+    for line in conditions:
+        if line.startswith(b"If-None-Match"):
+            if etag in line or b"*" in line:        # else the client has something else
+                return None
+        elif match := SIMPLE_RANGE.fullmatch(line):
+            ranges.append((int(match[1]), int(match[2])))
+        else:
+            return None
+    return ranges if len(ranges) < 2 else None
 
 
 class VirtualHosts(Site):

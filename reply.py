@@ -174,12 +174,15 @@ def content_reply(status, media_type, content, request=None, extra=()):
 
 def error_reply(status, reason, request=None, extra=(), caching=NO_CACHE):
     """A short text. `reason` (a few words, or "") explains the status; all else is as in content_reply."""
-    return content_reply(status, b"text/plain; charset=utf-8", error_text(status, reason), request, (*extra, caching))
+    head_only, connection = (request.method == b"HEAD", request.connection) if request else (False, b"close")
+    return text_reply(status, reason, head_only, connection, (*extra, caching))
 
 
-@lru_cache(64)              # more than there are
-def error_text(status, reason):
-    return f"{status} {HTTPStatus(status).phrase}{': ' if reason else ''}{reason}\n".encode()
+@lru_cache(64)
+def text_reply(status, reason, head_only, connection, extra):
+    text = f"{status} {HTTPStatus(status).phrase}{': ' if reason else ''}{reason}\n".encode()
+    fields = (b"Content-Type", b"text/plain; charset=utf-8"), length_field(len(text)), *extra, NOSNIFF
+    return Reply(status, fields, () if head_only else (text,), connection)
 
 
 # --- redirects

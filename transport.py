@@ -230,7 +230,7 @@ class Handshake(Plain):
     def refuse_plaintext(self, connection):
         """Somebody speaks plain HTTP here."""
         connection.transport, connection.protocol, connection.recv_tag = self.plain.transport, self.plain.protocol, RECV
-        connection.site, connection.known = self.plain.site, self.plain.site.known
+        connection.site = self.plain.site
         connection.protocol.refuse(connection, HttpError(400, PLAIN_HTTP))
         connection.transport.go_on(connection)
 
@@ -318,6 +318,9 @@ class Handshake(Plain):
         plan = connection.known(data)
         if plan is not None:
             self.counts.memo_hits += 1
+        elif (plan := connection.answer(data)) is not None:
+            self.counts.memo_misses += 1
+        if plan is not None:
             connection.head = data
             connection.protocol.send(connection, plan)
             connection.transport.go_on(connection)
@@ -462,11 +465,14 @@ class UserspaceTls(Plain):
         if connection.state is IDLE and not session.at_end:
             plan = connection.known(data)
             if plan is not None:
+                self.counts.memo_hits += 1
+            elif (plan := connection.answer(data)) is not None:
+                self.counts.memo_misses += 1
+            if plan is not None:
                 connection.head = data
                 if plan.dated is connection.site.status_heads.date and not session.output and plan.done == plan.total:
                     self.answer(connection, session, plan)
                 else:
-                    self.counts.memo_hits += 1
                     connection.protocol.send(connection, plan)
                 if not connection.receiving:
                     self.go_on(connection)
@@ -477,7 +483,6 @@ class UserspaceTls(Plain):
         """The way of nearly every request: what `send` leads to, for a plan in one piece with the Date of now."""
         connection.state, connection.since, connection.plan = RESPONDING, self.connections.tick, plan
         connection.attention = False
-        self.counts.memo_hits += 1
         buffer = self.small_buffers.pop() if self.small_buffers else Buffer(SMALL_BUFFER, self.small_buffers)
         if self.write_ssl(session.ssl, plan.plaintext.pointer, plan.total) != plan.total:
             log.debug("TLS broken: %s", self.tls.failure(session))      # which takes it out of OpenSSL's queue

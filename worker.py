@@ -71,7 +71,7 @@ class Worker:
         responding, idle = IDLE[REQUEST], RESPONSE[SENT]
         clock.begin()
         while clock.stop_at is None or (table.live or acceptor.listeners) and table.tick < clock.stop_at:
-            tick, hits, sent = table.tick, 0, 0
+            tick, hits, misses, sent = table.tick, 0, 0, 0
             for tag, epoch, result, flags in engine.wait():
                 if tag < SEND:              # RECV
                     connection = slots[tag]
@@ -92,9 +92,12 @@ class Worker:
                     if connection.state is IDLE:
                         plan = connection.known(data)
                         if plan is not None:
+                            hits += 1
+                        elif (plan := connection.answer(data)) is not None:
+                            misses += 1
+                        if plan is not None:
                             connection.state, connection.since = responding, tick
                             connection.plan, connection.head = plan, data
-                            hits += 1
                             if engine.tail == engine.room:
                                 engine.flush()
                             write(queue, (engine.tail & mask) << 6, OP_SENDMSG, 0, 0, tag, 0, plan.address, 1,
@@ -125,6 +128,7 @@ class Worker:
                 else:
                     self.dispatch(tag & ~SLOT, tag & SLOT, epoch, result, flags)
             counts.memo_hits += hits
+            counts.memo_misses += misses
             counts.bytes_sent += sent
             if access_log is not None and len(lines) > access_log.enough:
                 access_log.flush()
@@ -329,6 +333,7 @@ class Http1:
     def __init__(self, connections: Connections, library, access_log=None):
         self.connections, self.library, self.access_log = connections, library, access_log
         self.counts = connections.counts
+        self.unanswered = b""           # what a site has just found no short way to answer
 
     # from bytes to a response
 
@@ -336,15 +341,9 @@ class Http1:
         """Bytes that the loop has not answered itself."""
         state = connection.state
         if state is IDLE:
-            request = http1.known_request(data)
-            if request is not None:
-                self.counts.memo_misses += 1
-                connection.head = data
-                self.reply_to(connection, request)
-            else:
-                self.connections.move(connection, BYTES)
-                connection.pending = data
-                self.advance(connection)
+            self.connections.move(connection, BYTES)
+            connection.pending = self.unanswered = data
+            self.advance(connection)
         elif state is HEAD or state is BODY:
             connection.pending += data
             self.advance(connection)
@@ -385,11 +384,13 @@ class Http1:
         head, connection.pending, connection.scanned = pending[:end], pending[end:], 0
         connection.head = head
         plan = connection.known(head)
+        self.counts.memo_hits += plan is not None
+        self.counts.memo_misses += plan is None
+        if plan is None and head is not self.unanswered:
+            plan = connection.answer(head)
         if plan is not None:
-            self.counts.memo_hits += 1
             self.send(connection, plan)
             return
-        self.counts.memo_misses += 1
         request = http1.parse_head(head)
         if request.has_body:
             self.begin_body(connection, request)

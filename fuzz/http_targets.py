@@ -1,4 +1,5 @@
-"""What clients send over HTTP: heads, bodies, paths, preconditions and ranges, and what the log says of them.
+"""What clients send over HTTP: heads, bodies, paths, preconditions and ranges, the short way to an answer, and what the
+log says of them.
 
 The oracles are h11, the email package and the models that the tests have.
 """
@@ -10,6 +11,7 @@ import re
 
 import h11
 import test_accesslog as accesslog
+import test_answer as answers
 import test_http1_properties as properties
 import test_reply as replies
 from test_http1_properties import MORE, REFUSED
@@ -44,8 +46,8 @@ def check_reading_twice(data):
     """What was refused or understood once is so again, from memory or not, and in a later buffer."""
     whole = properties.tarweb_head(data)
     assert properties.tarweb_head(bytes(bytearray(data))) == whole
-    examine(properties.test_lines_that_are_remembered_mean_what_they_meant, [data, with_lines_of(data)])
-    http1.MEMORY.clear()
+    for raw in (data, with_lines_of(data)):
+        examine(properties.test_the_short_way_is_the_long_one_or_none, raw, b"\r\n")
     assert properties.tarweb_head(data) == whole
     rest = http1.skip_empty_lines(b"\r\n\r\n" + data)
     assert data.endswith(rest)
@@ -293,6 +295,30 @@ def reply_seeds():
             b'\0\r\nRange: bytes=9999-\r\nIf-Range: "tag"', b"\3\r\nIf-None-Match: *", b"\4\r\nConnection: close",
             b"\2\r\nRange: bytes=-5", b"\0\r\nIf-Modified-Since: Sunday, 06-Nov-94 08:49:37 GMT",
             b"\0\r\nIf-Modified-Since: Sun Nov  6 08:49:37 1994", b"\x14\r\nExpect: 100-continue")
+
+
+# --- the short way
+
+BETWEEN = b"\0\0"            # requests: no head has that
+ANSWER_WORDS = (
+    BETWEEN, b"?", b"HEAD ", b"//", b"\r\n\r\n", b"\n", b"\r", *(path + b" " for path in answers.CONTENTS),
+    *(b"%b: %b\r\n" % (name, value) for name, values in answers.VALUES.items() for value in values[:3]))
+
+
+def answer(data):
+    """Requests to one site, again and again and in other orders: each gets what it gets where nothing is remembered."""
+    choice, raws = (data[0] if data else 0), data[1:].split(BETWEEN)[:6]
+    answers.check_often([*answers.SITES.values()][choice % len(answers.SITES)](), raws, choice)
+
+
+def answer_seeds():
+    short = [*answers.SHORT.values()]
+    for number, at in enumerate(range(0, len(short), 4)):
+        yield bytes([number]) + BETWEEN.join((short[0], *short[at:at + 4]))
+    for number, raw in enumerate((*properties.VALID, *[*answers.LONG.values()][:16])):
+        yield bytes([number]) + BETWEEN.join((short[1], raw))
+    for line in properties.WRONG_LINES:
+        yield b"\0" + BETWEEN.join((short[0], answers.with_lines(short[0], b"X-A: b", line.rstrip(b"\r\n"), b"Via: p")))
 
 
 # --- ranges

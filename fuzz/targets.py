@@ -36,6 +36,7 @@ TARGETS = {
     "body": Target(http_targets.body, http_targets.body_seeds, http_targets.CHUNK_WORDS, 400),
     "path": Target(http_targets.path, http_targets.path_seeds, http_targets.PATH_WORDS, 200),
     "reply": Target(http_targets.reply, http_targets.reply_seeds, http_targets.FIELD_WORDS, 400),
+    "answer": Target(http_targets.answer, http_targets.answer_seeds, http_targets.ANSWER_WORDS),
     "ranges": Target(http_targets.ranges, http_targets.ranges_seeds, http_targets.RANGE_WORDS, 120),
     "host": Target(host_targets.host, host_targets.host_seeds, host_targets.WORDS, 600),
     "log": Target(http_targets.log, http_targets.log_seeds, http_targets.WORDS, 2500),

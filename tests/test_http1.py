@@ -387,121 +387,7 @@ def test_a_plain_request_in_full():
     assert accepted(head()) == http1.Request(b"GET", b"/", b"", b"", False, fields)
 
 
-def test_a_block_that_is_not_remembered_means_the_same():
-    padding = [b"X: " + b"x" * http1.MEMO_BLOCK]
-    lines = [b"Range: bytes=0-1", b"Accept-Encoding: gzip", b"Content-Length: 5"]
-    assert accepted(head(*lines)) == accepted(head(*lines, *padding))
-    with pytest.raises(HttpError):
-        http1.parse_head(head(*padding, b"X : 1"))
-
-
-@pytest.fixture
-def memory():
-    http1.MEMORY.clear()
-    yield http1.MEMORY
-    http1.MEMORY.clear()
-
-
-def browser(number, *more):
-    """What a browser sends, of which only a few lines are as in its other requests."""
-    return head(b"User-Agent: x", b"Accept: */*", b"Accept-Encoding: gzip", b"Referer: http://t/%d" % (number % 60),
-                b"Cookie: session=%d" % number, *more, target=b"/%d" % number)
-
-
-def test_a_block_is_known_by_its_lines(memory):
-    accepted(browser(0))
-    for number in range(1, 10):
-        validator = b'If-None-Match:  "%d"\t' % number
-        known = http1.known_request(browser(number, validator))
-        assert (known.path, known.fields.if_none_match) == (b"/%d" % number, b'"%d"' % number)
-        assert known == accepted(browser(number, validator))
-    memory.clear()
-    assert http1.known_request(browser(0)) is None
-
-
-@pytest.mark.parametrize("more", [
-    (b"Host: t",), (b"host: u",), (b"Connection: close",), (b"Accept-Encoding: br",), (b"Range: a", b"range: b"),
-    (b"X",), (b"X : y",), (b" X: y",), (b"X: \0",), (b"X: a\rb",), (b"X: a\nb",), (b"",), (b"Expect: x",),
-    (b"Content-Length: 3",), (b"Transfer-Encoding: chunked",), [b"X-%d: y" % i for i in range(http1.FEW_LINES)]])
-def test_what_is_left_to_the_parser(memory, more):
-    accepted(browser(0))
-    assert http1.known_request(browser(1)) is not None
-    assert http1.known_request(browser(1, *more)) is None
-
-
-@pytest.mark.parametrize("behind", [
-    b"Accept: */*\r\n", b"Cookie: new\r\n", b"Range: x\r\n", b"Host: t\r\n", b"\r\n", b"X", browser(0)])
-def test_what_has_more_behind_it_is_left_to_the_parser(memory, behind):
-    """Also where this is a line that means nothing before the empty one."""
-    accepted(browser(0))
-    assert http1.known_request(browser(0) + behind) is None
-    assert http1.known_request(browser(1) + behind) is None
-    assert http1.known_request(browser(1)) is not None
-
-
-def test_a_relevant_line_is_known_once_it_was_parsed(memory):
-    for line in (b"Connection: close", b"Accept-Encoding: br", b"Connection: x"):
-        found = accepted(browser(1, line))
-        assert http1.known_request(browser(2, line)) == found._replace(path=b"/2")
-    accepted(browser(1, b"Content-Length: 3"))
-    assert http1.known_request(browser(1, b"Content-Length: 3")) is None, "a body follows"
-    assert http1.known_request(browser(2, b"Content-Length: 3")) is None
-
-
-def test_a_head_too_long_is_not_known(memory):
-    accepted(browser(0))
-    room = http1.MAX_HEAD - len(browser(1, b"Cookie: "))
-    assert http1.known_request(browser(1, b"Cookie: " + b"x" * room)) is not None
-    assert http1.known_request(browser(1, b"Cookie: " + b"x" * (room + 1))) is None
-
-
-def sizes(memory):
-    return [sum(map(len, each)) for each in (memory.blocks, memory.meanings, memory.relevant, memory.ignored)]
-
-
-def test_the_memory_of_fields_is_bounded(memory, monkeypatch):
-    monkeypatch.setattr(http1, "MEMO_LATE", 1 << 40)
-    first = browser(0)
-    accepted(first)
-    for number in range(3 * http1.MEMO_LINES):
-        lines = b"X-%d: %b" % (number, b"x" * (number % 400)), b"Y: %d" % number
-        raw = browser(number, *lines, b"Connection: a%d, %b" % (number // 2, b"a" * (number % 700)))
-        if not http1.known_request(raw):
-            accepted(raw)
-    assert len(memory.blocks) == http1.MEMO_BLOCKS
-    assert len(memory.meanings) == http1.MEMO_MEANINGS
-    assert len(memory.ignored) == http1.MEMO_LINES == sum(memory.names.values())
-    assert memory.names[b"y"] == memory.names[b"cookie"] == http1.MEMO_OF_NAME
-    assert memory.names[b"referer"] == 60
-    assert max(map(len, memory.ignored)) == http1.MEMO_LINE
-    blocks, meanings, relevant, ignored = sizes(memory)
-    assert blocks <= http1.MEMO_BLOCKS * http1.MEMO_BLOCK
-    assert relevant <= meanings <= http1.MEMO_MEANINGS * (http1.MEMO_RELEVANT + 4 * 2)
-    assert ignored <= http1.MEMO_LINES * http1.MEMO_LINE
-    assert first.partition(b"\r\n")[2] in memory.blocks, "a newcomer has pushed out the first"
-    assert http1.known_request(browser(10**9)) is not None, "what came first is still known by its lines"
-
-
-def test_the_memory_of_fields_begins_anew(memory, monkeypatch):
-    monkeypatch.setattr(http1, "MEMO_LATE", 1000)
-    late = [0]
-    for number in range(4000):
-        accepted(browser(number))
-        late.append(memory.late)
-        assert http1.known_request(browser(number + 1)) is not None
-    assert max(late) <= 1000
-    assert sum(later < earlier for earlier, later in itertools.pairwise(late)) >= 2
-    assert memory.names[b"cookie"] <= http1.MEMO_OF_NAME
-
-
-@pytest.mark.parametrize("count", [http1.MANY_LINES, 2000])
-def test_a_block_of_many_lines_is_not_remembered_by_lines(memory, count):
-    accepted(head(*[b"X:"] * count))
-    assert not memory.ignored
-    assert not memory.meanings
-
-
-def test_a_refusal_is_not_remembered_as_anything_else():
+def test_a_refusal_is_the_same_each_time():
     for _ in range(3):
         with pytest.raises(HttpError) as refused:
             http1.parse_head(head(b"X"))
@@ -577,6 +463,146 @@ def test_blanks_in_a_value_do_not_cost_more_than_they_weigh(value):
     (b"\n\r\n", b"\n\r\n"), (b" \r\n", b" \r\n")])
 def test_empty_lines_are_skipped(buffer, rest):
     assert http1.skip_empty_lines(buffer) == rest
+
+
+# --- requests that differ in nothing that counts
+
+BROWSER = b"User-Agent: x", b"Accept: */*", b"Accept-Encoding: gzip"
+CORE = head(*BROWSER[1:], target=b"/a")
+
+
+def browser(number, *more, target=b"/a"):
+    """What a browser sends, of which only a few lines are as in its other requests."""
+    return head(*BROWSER, b"Referer: http://t/%d" % number, b"Cookie: session=%d" % number, *more, target=target)
+
+
+def essence(raw):
+    """A request without the lines that are taken out; None where it is not one in whole."""
+    line, block = http1.split_head(raw)
+    return line and line + b"\r" + http1.essence(block)
+
+
+def whole(raw):
+    """What the short way makes of a request; None where it is left to the parser."""
+    line, block = http1.split_head(raw)
+    fields = line and http1.plain_fields(http1.essence(block))
+    return fields and http1.plain_request(line, fields)
+
+
+def test_what_differs_from_one_client_to_another_is_no_part_of_the_essence():
+    for number in range(3):
+        assert essence(browser(number)) == CORE
+        assert whole(browser(number)) == accepted(browser(number)) == accepted(CORE)
+
+
+@pytest.mark.parametrize("line", [
+    b"Cookie: a=b", b"cookie: a", b"Cookie:", b"Cookie:\t \xff", b"Referer: http://t/", b"referer: /", b"User-Agent: x",
+    b"user-agent: x", b"X-Forwarded-For: 192.0.2.1", b"x-request-id: 1", b"X-A:b", b"Forwarded: for=x", b"forwarded: x",
+    b"Via: 1.1 p", b"via: 1.1 p", b"traceparent: 00"])
+def test_a_line_that_is_taken_out(line):
+    for lines in ([line, *BROWSER[1:]], [*BROWSER[1:], line], [BROWSER[1], line, line, BROWSER[2], line]):
+        assert essence(head(*lines, target=b"/a")) == CORE
+    assert essence(head(*BROWSER[1:], target=b"/a", host=line + b"\r\nHost: t")) == CORE
+
+
+@pytest.mark.parametrize("line", [
+    b"Host: u", b"Connection: close", b"Accept-Encoding: br", b"Content-Length: 3", b"Transfer-Encoding: chunked",
+    b"Expect: x", b"Range: x", b'If-None-Match: "a"', b"Accept: x", b"COOKIE: a", b"Cookies: a", b"Via", b"A-Cookie: x",
+    b"A: Cookie: x", b"X", b"X: y",
+    # of which nobody knows what they are
+    b"Cookie", b"Cookie : a", b" Cookie: a", b"\tCookie: a", b"Cookie: \0", b"Cookie: a\rb", b"Cookie: a\x7f",
+    b"Cookie\0: a", b"X-\xff: a", b"X-A : b", b"\rCookie: a", b"Cookie: a\r", b"\0Cookie: a"])
+def test_a_line_that_stays(line):
+    for raw in (browser(1, line), browser(1, line, b"Cookie: x")):
+        assert essence(raw) == head(*BROWSER[1:], line, target=b"/a")
+
+
+@pytest.mark.parametrize("line", [
+    b"Cookie: a\nb", b"A: b\nCookie: a", b"\nCookie: a", b"Cookie: a\r\n b", b"Cookie: a\n"])
+def test_a_line_end_that_is_none_stays(line):
+    assert whole(browser(1, line)) is None
+    with pytest.raises(HttpError):
+        http1.parse_head(browser(1, line))
+
+
+@pytest.mark.parametrize("more", [
+    (), (b"Connection: close",), (b"Accept-Encoding: br",), (b"Range: a", b"range: b"), (b"Expect: x",),
+    (b'If-None-Match:  "1"\t',), (b"Content-Length: 0",), [b"X-%d: y" % i for i in range(100)],
+    [b"Y%d: y" % i for i in range(100)]])
+def test_what_is_known_in_whole_is_what_the_parser_says(more):
+    assert whole(browser(1, *more)) == accepted(browser(1, *more))
+
+
+@pytest.mark.parametrize("more", [
+    (b"Host: t",), (b"host: u",), (b"X",), (b"X : y",), (b" X: y",), (b"X: \0",), (b"X: a\rb",), (b"X: a\nb",), (b"",),
+    (b"Content-Length: 3",), (b"Transfer-Encoding: chunked",), (b"Content-Length: x",),
+    (b"Content-Length: 0", b"Content-Length: 0")])
+def test_what_is_left_to_the_parser(more):
+    for _ in range(2):
+        assert whole(browser(1, *more)) is None
+        assert whole(browser(1)) is not None
+
+
+@pytest.mark.parametrize("target", [
+    b"*", b"http://t/", b"/%4", b"/%00", b"/\xff", b"/a?\xff", b"/a#b", b"a"])
+def test_a_target_that_is_left_to_the_parser(target):
+    assert whole(browser(1, target=target)) is None
+
+
+def test_other_versions_are_left_to_the_parser():
+    for version in (b"HTTP/1.0", b"HTTP/1.2", b"HTTP/1.10", b"HTTP/2.0", b"http/1.1"):
+        assert whole(head(version=version)) is None
+    assert whole(head(host=None)) is None
+
+
+@pytest.mark.parametrize("behind", [
+    b"Accept: */*\r\n", b"Cookie: new\r\n", b"Range: x\r\n", b"Host: t\r\n", b"\r\n", b"X", browser(0),
+    b"Cookie: new\r\n\r\n"])
+def test_what_has_more_behind_it_is_left_to_the_parser(behind):
+    """Also where this is a line that means nothing before the empty one."""
+    assert whole(browser(0)) is not None
+    assert essence(browser(0) + behind) is None
+
+
+def test_what_has_not_come_in_whole_has_no_essence():
+    for raw in (browser(0), head(), b"\r\n\r\n", b"abc"):
+        for end in range(len(raw)):
+            assert essence(raw[:end]) is None
+
+
+@pytest.mark.parametrize(("extra", "known"), [(0, True), (10, False)])
+def test_a_long_head_has_no_essence(extra, known):
+    room = MAX_LINE - len(browser(1, b"Cookie: "))
+    assert (whole(browser(1, b"Cookie: " + b"x" * (room + extra))) is not None) == known
+
+
+CONDITIONS = {                  # lines, and which of them are taken out
+    (): [],
+    (b'If-None-Match: "a"',): [b'If-None-Match: "a"'],
+    (b"Range: bytes=0-1", b"A: b", b"If-None-Match: x"): [b"Range: bytes=0-1", b"If-None-Match: x"],
+    (b"If-None-Match: x", b"If-Modified-Since: y"): [b"If-None-Match: x\r\nIf-Modified-Since: y"],
+    (b"If-None-Match: x", b"If-Modified-Since: y", b"If-Modified-Since: z"): [
+        b"If-None-Match: x\r\nIf-Modified-Since: y"],
+    (b"If-Modified-Since: y", b"If-None-Match: x"): [b"If-None-Match: x"],
+    (b"If-None-Match: x", b"A: b", b"If-Modified-Since: y"): [b"If-None-Match: x"],
+    (b"If-None-Match: x", b"Range:", b"If-None-Match: y"): [b"If-None-Match: x", b"If-None-Match: y"],
+    **{(line,): [] for line in (
+        b"If-Modified-Since: y", b'if-none-match: "a"', b"If-None-Match:x", b"range: x", b"If-Range: x", b"If-Match: x",
+        b"If-Unmodified-Since: x", b"Range : x", b"Range: \0", b"Range: a\rb", b"A: Range: b", b" Range: x",
+        b"Ranges: x")},
+}
+
+
+@pytest.mark.parametrize("lines", CONDITIONS)
+def test_a_request_without_its_conditions(lines):
+    core, taken = head(*BROWSER, *lines), CONDITIONS[lines]
+    line, block = http1.split_head(core)
+    bare, found = http1.without_conditions(block)
+    gone = b"\r\n".join(taken).split(b"\r\n")
+    kept = list(lines)
+    for each in gone if taken else ():
+        kept.remove(each)
+    assert (line + b"\r" + bare, found) == (head(*BROWSER, *kept), taken)
 
 
 # --- paths

@@ -315,23 +315,6 @@ def test_where_the_cuts_fall_makes_no_difference(raw, places):
     assert pieced == tarweb_body(whole[0].fields, raw[whole[1]:])
 
 
-@examples(1000)
-@given(mutated(), st.sampled_from([b"", VALID[0], b"\r\n", b"x"]))
-def test_what_is_known_is_what_is_read(raw, behind):
-    """The short way says nothing, or the same; and it is one head, with nothing behind it."""
-    whole = tarweb_head(raw)
-    known = http1.known_request(raw + behind)
-    assert known is None or (known, len(raw)) == whole and not behind
-
-
-def test_what_is_known_is_plain():
-    http1.MEMORY.clear()
-    for raw in VALID:
-        assert http1.known_request(raw) is None, "nothing of it was read yet"
-        whole, known = tarweb_head(raw), http1.known_request(raw)
-        assert (known, len(raw)) == whole if raw == VALID[0] else known is None
-
-
 # --- what is remembered of header fields
 
 LINES = [line + b"\r\n" for line in (
@@ -359,33 +342,68 @@ def of_lines(draw):
     return b"GET %b HTTP/%b\r\n%b\r\n%b" % (target, version, b"".join(lines), behind)
 
 
-def check_short_way(raws):
-    """That known_request gives what find_head and parse_head do, with whatever is remembered, and that these say the
-    same of what is remembered and what is not."""
-    for raw in raws:
-        known, whole = http1.known_request(raw), tarweb_head(raw)
-        assert known is None or (known, len(raw)) == whole
-        remembered = http1.MEMORY
-        try:
-            http1.MEMORY = http1.FieldMemory()
-            assert tarweb_head(raw) == whole
-        finally:
-            http1.MEMORY = remembered
+def check_short_way(raw):
+    """That the short way gives what find_head and parse_head do, or nothing; and what is asked without conditions."""
+    whole, (line, block) = tarweb_head(raw), http1.split_head(raw)
+    if line is None:
+        return
+    bare, lines = http1.without_conditions(http1.essence(block))
+    found, same, general = (read_plain(line, text) for text in (http1.essence(block), block, bare))
+    assert found is None or (found, len(raw)) == whole
+    assert same == found
+    assert lines or bare == http1.essence(block)
+    check_conditions(found, general, lines)
 
 
-@examples(1000)
-@given(st.lists(of_lines() | mutated(), min_size=1, max_size=6))
-def test_lines_that_are_remembered_mean_what_they_meant(raws):
-    http1.MEMORY.clear()
-    check_short_way((b"GET / HTTP/1.1\r\n%b\r\n" % b"".join(PLAIN_HEAD), *raws, *raws))
+def read_plain(line, block):
+    fields = http1.plain_fields(block)
+    return fields and http1.plain_request(line, fields)
+
+
+def check_conditions(general, bare, lines):
+    """That `bare` is the request that `general` is but for the conditions in `lines`."""
+    assert (bare is None) == (general is None)
+    if bare is None:
+        return
+    assert bare[:5] == general[:5]
+    taken = {line.partition(b":")[0] for line in lines}
+    may_differ = {"conditional"} | {name for field, names in (
+        (b"If-None-Match", ("if_none_match", "if_modified_since")), (b"Range", ("range",))) if field in taken
+        for name in names}
+    assert {name for name, value in bare.fields._asdict().items()
+            if value != general.fields._asdict()[name]} <= may_differ
+    assert not taken or general.fields.conditional
+    if b"If-None-Match" not in taken:
+        assert bare.fields.if_modified_since == general.fields.if_modified_since
+    if bare.fields.if_none_match is None and b"If-None-Match" in taken:
+        values = [line.partition(b"\r")[0].partition(b":")[2] for line in lines if line.startswith(b"If-None-Match")]
+        assert b", ".join(value.strip(b"\t ") for value in values) == general.fields.if_none_match
+
+
+@examples(1500)
+@given(of_lines() | mutated(), st.sampled_from([*[b""] * 5, VALID[0], b"\r\n", b"x"]))
+def test_the_short_way_is_the_long_one_or_none(raw, behind):
+    check_short_way(raw)
+    check_short_way(raw + behind)
+    found = tarweb_head(raw)
+    if behind and found not in (MORE, REFUSED) and found[1] == len(raw):
+        assert http1.split_head(raw + behind) == (None, b"")
+
+
+def test_only_what_is_plain_has_a_short_way():
+    for raw in VALID:
+        line, block = http1.split_head(raw)
+        found = line and read_plain(line, block)
+        assert not found or (found, len(raw)) == tarweb_head(raw)
+        assert found or raw != VALID[0]
 
 
 def test_smuggling_finds_no_short_way():
-    http1.MEMORY.clear()
-    plain = [b"GET / HTTP/1.1\r\n%b\r\n" % b"".join(PLAIN_HEAD)]
-    check_short_way(plain + [case.raw for case in smuggling.CASES.values()] * 2)
+    plain = b"GET / HTTP/1.1\r\n%b\r\n" % b"".join(PLAIN_HEAD)
     heads = [case.raw.partition(b"\r\n")[2].partition(b"\r\n\r\n")[0] for case in smuggling.CASES.values()]
-    check_short_way([b"GET / HTTP/1.1\r\n%b%b\r\n\r\n" % (b"".join(PLAIN_HEAD[1:]), head) for head in heads] * 2)
+    mixed = [b"GET / HTTP/1.1\r\n%b%b\r\n\r\n" % (b"".join(PLAIN_HEAD[1:]), head) for head in heads]
+    for raw in (plain, *(case.raw for case in smuggling.CASES.values()), *mixed):
+        check_short_way(raw)
 
 
 # --- chunked bodies

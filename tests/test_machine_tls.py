@@ -1276,7 +1276,7 @@ def test_what_comes_behind_close_notify_is_not_read_on_and_on(clock, in_userspac
 def test_a_known_request_with_the_end_of_the_handshake_is_one(clock, in_userspace):
     """It is not parsed, and does not take up room in the memo again and again."""
     def script(kernel, worker):
-        for _ in range(9):
+        for _ in range(12):
             client = call(kernel, hold=True)
             client.push()
             yield from settle(kernel)
@@ -1285,11 +1285,11 @@ def test_a_known_request_with_the_end_of_the_handshake_is_one(clock, in_userspac
             yield from settle(kernel)
             assert statuses(client) == [200]
         assert worker.counts.memo_hits >= 6
-        assert worker.counts.memo_misses <= 3
-        memo = worker.site.memo
-        room = memo.request_room
-        memo.remember(get(b"/one"), worker.site.known(get(b"/one")))
-        assert memo.request_room == room, "what is remembered takes no room a second time"
+        assert worker.counts.memo_misses <= 5
+        requests = worker.site.memo.requests
+        room = requests.room
+        requests.remember(get(b"/one"), worker.site.known(get(b"/one")))
+        assert requests.room == room, "what is remembered takes no room a second time"
 
     perform_secure(script, clock, in_userspace)
 

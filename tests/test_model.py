@@ -17,7 +17,7 @@ import worker
 from acceptor import Acceptor
 from clock import Clock
 from connection import HEAD, LINGER, SEND, SHUTDOWN, SLOT, Connections
-from plan import Memo
+from plan import RequestMemo
 from worker import Http1, Plain, Worker
 
 STEPS = 24_000          # enough for every row of the table and every kind of trouble
@@ -129,8 +129,8 @@ def a_response_for_another_request(patch):
         former.append(plan)
         original(self, request, former[-2:][0])
 
-    original = Memo.remember
-    patch(Memo, "remember", remember)
+    original = RequestMemo.remember
+    patch(RequestMemo, "remember", remember)
 
 
 @fault

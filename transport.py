@@ -46,7 +46,8 @@ SMALL_BUFFER = LARGEST_PLAINTEXT + RECORD_OVERHEAD + SPARE
 LARGE_BUFFER = SEAL_SIZE + SEAL_SIZE // LARGEST_PLAINTEXT * RECORD_OVERHEAD + SPARE
 RESPONDING = IDLE[REQUEST]
 FREE_BUFFERS = 256              # of each size are kept
-MEMO_PLAINTEXT = 16 << 20       # bytes of small responses kept in one piece each; beyond that all are let go
+LARGEST_KEPT = 32 * 1024        # bytes of a response that is kept in one piece, instead of read for each request
+MEMO_PLAINTEXT = 16 << 20       # bytes of such responses; beyond that all are let go
 
 
 def add_tls(worker: Worker, tls, plain_listeners=(), plain_site=None):
@@ -390,10 +391,6 @@ class Buffer:
         self.pointer = linux.pointer(self.address)
 
 
-def take_buffer(size, free):
-    return free.pop() if free else Buffer(size, free)
-
-
 class UserspaceTls(Plain):
     """The transport of connections that OpenSSL encrypts.
 
@@ -483,12 +480,12 @@ class UserspaceTls(Plain):
         """The way of nearly every request: what `send` leads to, for a plan in one piece with the Date of now."""
         connection.state, connection.since, connection.plan = RESPONDING, self.connections.tick, plan
         connection.attention = False
-        buffer = self.small_buffers.pop() if self.small_buffers else Buffer(SMALL_BUFFER, self.small_buffers)
+        buffer = self.take_buffer(plan.total)
         if self.write_ssl(session.ssl, plan.plaintext.pointer, plan.total) != plan.total:
             log.debug("TLS broken: %s", self.tls.failure(session))      # which takes it out of OpenSSL's queue
             self.seal(connection, session, buffer, None, 0)
             return
-        size = self.read_bio(self.tls.outgoing, buffer.pointer, SMALL_BUFFER)
+        size = self.read_bio(self.tls.outgoing, buffer.pointer, buffer.size)
         session.buffer, session.filled, session.sealed, session.unsent = buffer, plan.total, size, size
         connection.send_tag = SEND_TLS
         self.engine.arm_send(SEND_TLS | connection.slot, connection.epoch, connection.slot, buffer.address, size)
@@ -506,8 +503,8 @@ class UserspaceTls(Plain):
 
     def send(self, connection, plan):
         session = connection.session
-        if plan.total <= LARGEST_PLAINTEXT and not connection.sent and self.at_hand(plan):
-            buffer = take_buffer(SMALL_BUFFER, self.small_buffers)
+        if plan.total <= LARGEST_KEPT and not connection.sent and self.at_hand(plan):
+            buffer = self.take_buffer(plan.total)
             self.seal(connection, session, buffer, self.plaintext(connection, plan), plan.total)
         else:
             self.load(connection, session, plan)
@@ -518,7 +515,7 @@ class UserspaceTls(Plain):
 
     def load(self, connection, session, plan):
         """Fill a buffer with the next piece of a plan: bytes of our own, then those of one span of the archive."""
-        session.buffer = buffer = take_buffer(LARGE_BUFFER, self.large_buffers)
+        session.buffer = buffer = self.take_buffer(SEAL_SIZE)
         filled, skip = 0, connection.sent
         for address, length in plan.spans():
             if skip >= length:
@@ -580,6 +577,12 @@ class UserspaceTls(Plain):
             self.on_sent(connection, session.filled if result == session.unsent else min(result, 0))
 
     # memory
+
+    def take_buffer(self, size):
+        """A Buffer for `size` bytes of plaintext."""
+        if size <= LARGEST_PLAINTEXT:
+            return self.small_buffers.pop() if self.small_buffers else Buffer(SMALL_BUFFER, self.small_buffers)
+        return self.large_buffers.pop() if self.large_buffers else Buffer(LARGE_BUFFER, self.large_buffers)
 
     def put_back(self, session):
         buffer, session.buffer = session.buffer, None

@@ -29,7 +29,8 @@ from worker import Worker
 
 LARGE = {b"/large": (500, 20_000)}          # more than one record
 SMALL = {
-    transport: {"SEAL_SIZE": 6000, "FREE_BUFFERS": 2, "MEMO_PLAINTEXT": 2500, "ROOM_AT_ONCE": 400},
+    transport: {"SEAL_SIZE": 6000, "LARGEST_KEPT": 4000, "MEMO_PLAINTEXT": 2500, "FREE_BUFFERS": 2,
+                "ROOM_AT_ONCE": 400},
     transport.UserspaceTls: {"send_size": 6000},
 }
 HANDSHAKE_FAILURE = b"\2\x28"        # RFC 8446 section 6.2: an alert, fatal

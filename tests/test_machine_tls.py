@@ -24,6 +24,7 @@ import transport
 import worker as worker_module
 from connection import FREE, IDLE, RESPONSE, Limits
 from connection import HANDSHAKE as IN_HANDSHAKE
+from tls import LARGEST_PLAINTEXT
 
 SEEDS = int(os.environ.get("TARWEB_TLS_SEEDS", "120"))
 SCHEDULES = [int(os.environ["TARWEB_SEED"])] if "TARWEB_SEED" in os.environ else range(SEEDS)
@@ -40,6 +41,7 @@ def credentials(pairs):
 def files(monkeypatch):
     for path, where in securemachine.LARGE.items():
         monkeypatch.setitem(FILES, path, where)
+    monkeypatch.setattr(transport, "LARGEST_KEPT", LARGEST_PLAINTEXT)       # or there would be nothing to load
     monkeypatch.setattr(transport, "Buffer", Buffer)
     Buffer.alive.clear()
 
@@ -1046,6 +1048,22 @@ def test_sends_that_fall_short(clock, engine):
         assert client.received.endswith(content(b"/"))
 
     perform_secure(script, clock, engine)
+
+
+def test_a_response_of_a_few_records_is_kept_in_one_piece(clock, in_userspace, monkeypatch):
+    monkeypatch.setattr(transport, "LARGEST_KEPT", 30_000)
+
+    def script(kernel, worker):
+        client = call(kernel)
+        for number in range(1, 4):
+            yield from settle(kernel)
+            client.ask(get(b"/large"))
+            yield from settle(kernel)
+            assert statuses(client) == [200] * number
+            assert client.received.endswith(content(b"/large"))
+        assert not kernel.counts["read from the file"], "it was read through the engine"
+
+    perform_secure(script, clock, in_userspace)
 
 
 @pytest.mark.parametrize("size", (1, 700, 5000))

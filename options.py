@@ -139,6 +139,10 @@ def parse_arguments(argv, version):
     add("--prefix", metavar="PATH", default="", help="strip this from the front of names in the tar")
     add("--dotfiles", action="store_true",
         help="serve names that begin with a dot, too (default: /.well-known/ alone)")
+    add("--clean-urls", action="store_true",
+        help="/about is about.html, too, where nothing else has that name (default: not)")
+    add("--no-site-rules", dest="site_rules", action="store_false",
+        help="serve _headers and _redirects like other files (default: they are the site's own rules)")
     add("--etags", choices=("on", "off"), default="on",
         help="entity tags from file contents; off starts faster (default: on)")
     add("--cache-control", metavar="VALUE", type=field_value, default="no-cache",

@@ -44,26 +44,27 @@ class StatusHeads:
 
     def __init__(self, server, wall, more=()):
         """server: bytes. wall: seconds since the epoch. more: (name, value) pairs."""
-        self.memory = mmap.mmap(-1, STATUS_SLOT * len(HTTPStatus))
+        self.memory = mmap.mmap(-1, STATUS_SLOT * len(HTTPStatus) * 2)
         self.words = memoryview(self.memory).cast("Q")
         self.server, self.more = server, more
         self.heads = {}             # what `get` has given
         self.date_places = []       # offsets in `memory`
         self.date = format_date(wall)
 
-    def get(self, status):
-        """(address, length) of the head of a response with `status`."""
-        if status in self.heads:
-            return self.heads[status]
+    def get(self, status, bare=False):
+        """(address, length) of the head of a response with `status`; `bare`: without `more`."""
+        key = -status if bare else status
+        if key in self.heads:
+            return self.heads[key]
         before = b"HTTP/1.1 %d %b\r\nServer: %b\r\nDate: " % (status, HTTPStatus(status).phrase.encode(), self.server)
         time_at = len(before) + len(b"Mon, 01 Jan 2024 ")
         start = STATUS_SLOT * len(self.heads) + -time_at % 8
-        head = before + self.date + b"\r\n" + field_lines(self.more)
+        head = before + self.date + b"\r\n" + field_lines(() if bare else self.more)
         assert -time_at % 8 + len(head) <= STATUS_SLOT
         self.memory[start:start + len(head)] = head
         self.date_places.append(start + len(before))
-        self.heads[status] = linux.address_of(self.memory) + start, len(head)
-        return self.heads[status]
+        self.heads[key] = linux.address_of(self.memory) + start, len(head)
+        return self.heads[key]
 
     def tick(self, wall):
         """Let the Date of all be `wall` (seconds since the epoch)."""
@@ -181,7 +182,7 @@ class Memo:
         if modified > self.now:
             self.next_modified = min(self.next_modified, modified)
             reply = reply._replace(modified=0)
-        plan = Plan(reply, self.status_heads.get(reply.status), self.tallies[reply.status // 100],
+        plan = Plan(reply, self.status_heads.get(reply.status, reply.bare), self.tallies[reply.status // 100],
                     self.library.lazy and self.library.is_lazy(reply.body))
         size = PLAN_OVERHEAD + len(plan.memory)
         if isinstance(key, Reply):
@@ -271,7 +272,11 @@ class Site:
     reply: gives the Reply or FullResponse for a Request. expand: gives the Reply that a FullResponse stands for.
     What the Memo does for all sites is here too, so that a connection has to know its site only: `known` gives the Plan
     for the exact bytes of a request, or None; `lines` has for some of these what the access log says of them.
+    over_tls: the Site that answers in its place where a PROXY header says that the client speaks TLS, if it does not
+    itself.
     """
+
+    over_tls: "Site | None" = None
 
     def __init__(self, memo, reply, expand=None):
         self.memo, self.answer, self.expand = memo, reply, expand
@@ -316,6 +321,13 @@ class Site:
         """From now on each response is the last on its connection."""
         self.forget()
         self.reply = lambda request: self.answer(request._replace(connection=b"close"))
+        if self.over_tls:
+            self.over_tls.close_all()
+
+    def share_no_requests(self):
+        """Neither remember requests by their bytes nor know those that other sites remember: it answers otherwise."""
+        self.known = self.remembers = lambda head: None
+        self.remember, self.lines = lambda head, plan: None, {}
 
 
 class VirtualHosts(Site):

@@ -468,7 +468,7 @@ def make_dress(matches: Iterable[tuple[Block, Values]]) -> Dress:
             value = fill(template, values, "/")     # so that no other directive can be begun in it
             if block.filled and value is not None:
                 room -= len(value)
-            if value is not None and room >= 0:
+            if value and room >= 0:
                 found.setdefault(lower, (name, []))[1].append(value)
     fields: list[tuple[bytes, bytes]] = []
     for lower, (name, several) in found.items():

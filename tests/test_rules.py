@@ -293,6 +293,10 @@ def test_placeholders_stand_in_values():
         ("Content-Language", "de"), ("Link", "<https://x.example:8080/a%20b/c>; rel=canonical"), ("X", ":langs :other")]
 
 
+def test_a_value_that_comes_out_empty_is_left_out():
+    assert dress("/*\n X: :splat\n Y: a:splat")[0] == [("Y", "a")]
+
+
 def test_what_is_put_in_begins_nothing_new():
     """No line, no directive of a policy, no member of a list."""
     fields, _ = dress("/*\n Content-Security-Policy: img-src /:splat", "/a; script-src *,\r\nX: y\0\xff\"'")

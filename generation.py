@@ -32,10 +32,14 @@ def identity(file, with_ctime=False):
     return None
 
 
-def has_rules():
-    """Whether rules.py is beside us; one that belongs to something else does not count."""
-    found = find_spec("rules")
-    return found is not None and os.path.dirname(found.origin or "") == os.path.dirname(__file__)
+def import_rules(options):
+    """The module for a site's own rules, before anything is served; None where it is not wanted, or has been left out.
+    One of this name that belongs to something else does not count."""
+    found = find_spec("rules") if options.site_rules else None
+    if found is None or os.path.dirname(found.origin or "") != os.path.dirname(__file__):
+        return None
+    import rules
+    return rules
 
 
 class Generation:
@@ -48,7 +52,7 @@ class Generation:
     """
 
     def __init__(self, options, tls=None, previous=None, same_sites=False):
-        self.options = options
+        self.options, self.rules = options, import_rules(options)
         self.error = self.log_error = ""    # why the last attempt failed to replace this one, or to open its log anew
         self.layers: dict[str, list] = {}
         self.opened: list = []              # the archives that are new in this generation
@@ -117,8 +121,7 @@ class Generation:
             raise ArchiveError(f"{path} cannot be looked at any more; copy it anew")
         renew_dates(archive, Layers(before), int(time.time()))
         if archive.own:
-            from rules import apply
-            apply(archive)
+            self.rules.apply(archive)
         elif self.options.site_rules and any(map(archive.find, OWN)):
             archive.notes.append("_headers and _redirects are files like any other, because rules.py, which would read "
                                  "them, is not beside tarweb.py")
@@ -130,7 +133,7 @@ class Generation:
         """The Archive at `path`, as the command line has it. Raises ArchiveError."""
         options = self.options
         return open_archive(path, options.prefix, options.etags == "on", dotfiles=options.dotfiles,
-                            clean_urls=options.clean_urls, own_rules=options.site_rules and has_rules(), **place)
+                            clean_urls=options.clean_urls, own_rules=self.rules is not None, **place)
 
     def rewritten(self, archive):
         """Whether an Archive has been written to, though it is the file at its path, of the same size and date.

@@ -14,7 +14,8 @@ MAX_WORKERS = 1024              # at a time, those that finish what they were se
 DESCRIPTION = """\
 Serves every file in a tar over HTTP/1.1, through io_uring. Without flags it listens on port 8080 of all
 addresses and prints the URL. NAME.br, NAME.zst and NAME.gz in the tar are sent instead of NAME to clients that
-accept them; /dir/ is /dir/index.html; /404.html, if there, is what a missing page looks like."""
+accept them; /dir/ is /dir/index.html; the nearest 404.html upwards, if there is one, is what a missing page
+looks like; _headers and _redirects are the site's own rules."""
 
 EPILOG = """\
 examples:

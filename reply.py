@@ -118,9 +118,9 @@ class Responder:
         return self.elsewhere(request, existing) if existing else self.error_page(request)
 
     def without_slashes(self, request):
-        """A redirect to the path without repeated slashes, where something is there; else None."""
+        """A redirect to the path without repeated slashes, where the archive has something there; else None."""
         path = merge_slashes(request.path)
-        found = self.archive.find(path)
+        found = self.stored(path)
         if isinstance(found, Redirect):
             return self.moved(found.location + request.query, request)
         return self.moved(quote_from_bytes(path, PATH_SAFE).encode() + request.query, request) if found else None

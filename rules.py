@@ -42,6 +42,7 @@ ORIGIN = re.compile(rb"(https?)://([^/?#]*)", re.IGNORECASE)
 HOST_NAME = re.compile(rb"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]+\]")
 AUTHORITY = re.compile(rb"(?:%b)(?::[0-9]{1,5})?" % HOST_NAME.pattern)
 PORT = re.compile(rb":[0-9]*\Z")
+PATH_START = re.compile(rb"\A//+")
 PIECES = re.compile(rb":([A-Za-z_][A-Za-z0-9_]*)|(\*)|((?:[^:*]|:(?![A-Za-z_]))+)")
 CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 NAME = re.compile(TOKEN)
@@ -216,7 +217,7 @@ class Rule(NamedTuple):
         fragment = fill(self.fragment, values, "")
         if path is None or query is None or fragment is None:
             return None
-        path = path if self.origin else b"/" + path.lstrip(b"/")
+        path = path if self.origin else PATH_START.sub(b"/", path)
         query = request.query if self.query is None else query
         same_origin = not self.origin or same_authority(self.origin, scheme, request.fields.host)
         if same_origin and query == request.query and remove_dot_segments(unquote_to_bytes(path)) == request.path:

@@ -143,7 +143,8 @@ def test_all_that_is_needed_is_imported_before_anything_is_served(pyz, start, pa
     os.chmod(shutil.copy(pyz, folder), 0o400)
     monkeypatch.chdir(folder)
     group = GROUPS[name]
-    server = start(group.site(tmp_path), "--threads", "2", *group.flags(tmp_path, pairs["p256"]), program=("tarweb.pyz",))
+    flags = "--threads", "2", *group.flags(tmp_path, pairs["p256"])
+    server = start(group.site(tmp_path), *flags, program=("tarweb.pyz",))
     group.check(server, tmp_path, pairs["p256"])
     (folder / "tarweb.pyz").unlink()
     (folder / "tarweb.pyz").write_bytes(b"another version")

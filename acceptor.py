@@ -218,14 +218,17 @@ class Acceptor:
         else:
             connection.transport.receive(connection, multishot=False)
 
-    def on_proxied(self, connection, peer, rest):
-        """The PROXY header is there: it says that the client is `peer` (None: nothing); `rest` came behind it."""
+    def on_proxied(self, connection, peer, rest, over_tls=False):
+        """The PROXY header is there: it says that the client is `peer` (None: nothing), and whether it speaks TLS.
+        `rest` came behind it."""
         if peer is not None:
             self.identify(connection, peer)
             if not self.admit(connection):
                 return
-        connection.pending = rest
-        connection.service.begin(connection)
+        connection.pending, service = rest, connection.service
+        if over_tls and service.site.over_tls:
+            service = service._replace(site=service.site.over_tls)
+        service.begin(connection)
         self.start(connection)
 
     # room

@@ -13,11 +13,11 @@ import mmap
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import accumulate, takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote_from_bytes
 
 import media
@@ -29,6 +29,9 @@ from tar import ArchiveError as ArchiveError  # for whoever opens an archive
 
 BATCH_FILES = 256           # small files hashed by one task
 NOTED_SIBLINGS_MAX = 10     # that are no variants, reported one by one
+PAGE = b"/404.html"         # in any directory: what is sent for what is missing there
+OWN = b"/_headers", b"/_redirects"      # a site's own rules: see rules.py
+OWN_MAX = 256 * 1024        # bytes of such a file; of a larger one nothing is used
 
 # RFC 3986 section 3.3: what a path may hold unencoded.
 PATH_SAFE = "/!$&'()*+,;=:@-._~"
@@ -63,6 +66,7 @@ class Resource(NamedTuple):
     """What a path stands for."""
     plain: Representation
     variants: tuple[Representation, ...]    # the same in content codings, smallest first
+    blocks: tuple = ()      # those of rules.Block whose header fields go with it
 
 
 class Redirect(NamedTuple):
@@ -70,7 +74,15 @@ class Redirect(NamedTuple):
     location: bytes         # begins with exactly one "/", percent-encoded
 
 
-Index = dict[bytes, Resource | Redirect]
+class Ruled(NamedTuple):
+    """What a path stands for where the site's rules have to be asked each time."""
+    existing: Resource | Redirect | None    # what counts where they say nothing
+    rule: Any               # the rules.Rule that counts for all requests; None where that depends on them
+
+
+File = Resource | Redirect
+Entry = File | Ruled
+Index = dict[bytes, File]
 
 
 class Archive:
@@ -79,6 +91,8 @@ class Archive:
     path, fd, size: of the tar. address: of its first byte, where it is in memory; what the index says counts from
     there. lazy: whether it is in memory in part only. files, bytes: regular files served and the sum of their lengths,
     each counted once however many links lead to it. notes: sentences for the operator on what is not served, and why.
+    own: the files in its root that say how it is served, by name; None for one that is too large. rules: the
+    rules.Rules that are made of them, and rule_notes all notes on these.
     """
 
     def __init__(self, path: str, fd: int, size: int, address: int = 0):
@@ -97,19 +111,32 @@ class Archive:
         self.files = 0
         self.bytes = 0
         self.notes: list[str] = []
-        self._index: Index = {}
+        self.own: dict[str, bytes | None] = {}
+        self.rules: Any = None
+        self.rule_notes: list = []
+        self.deepest_page = 0               # the length of the longest path of a directory with a 404.html
+        self._index: Index = {}             # of the files, and
+        self._ruled: Mapping[bytes, Entry] = self._index    # the same with what the site's rules make of it
 
-    def find(self, path: bytes) -> Resource | Redirect | None:
+    def find(self, path: bytes) -> Entry | None:
         """What `path` stands for: decoded, absolute, without dot segments."""
+        return self._ruled.get(path)
+
+    def stored(self, path: bytes) -> File | None:
+        """The same by the files alone, whatever the site's rules say."""
         return self._index.get(path)
 
-    def items(self) -> Iterable[tuple[bytes, Resource | Redirect]]:
-        """Each path with what it stands for."""
+    def items(self) -> Iterable[tuple[bytes, File]]:
+        """Each path with what it stands for by the files alone."""
         return self._index.items()
 
     def update(self, changed: Index) -> None:
-        """Have paths stand for something else."""
+        """Have paths stand for other files, before there are rules."""
         self._index.update(changed)
+
+    def overlay(self, changed: Mapping[bytes, Entry]) -> None:
+        """Have paths stand for something else, where the site's rules say so."""
+        self._ruled = {**self._index, **changed}
 
     def read(self, rep: Representation) -> bytes:
         """All bytes of a Representation; for start-up, or for what is small. Raises ArchiveError."""
@@ -125,14 +152,26 @@ class Archive:
 
 
 class Layers:
-    """An archive, and before it those that stood in its place: they still answer for paths that it lacks."""
+    """An archive, and before it those that stood in its place: their files still answer for paths that it lacks.
+
+    The rules of the newest count for all of them, as if it had these files; but where one of its rules has a fixed
+    path, which is in its index, an older file of that path does not count."""
 
     def __init__(self, archives: list[Archive]):
         self.archives = archives            # the newest first
 
-    def find(self, path: bytes) -> Resource | Redirect | None:
+    def find(self, path: bytes) -> Entry | None:
+        """As Archive.find."""
+        newest = self.archives[0]
+        if (found := newest.find(path)) is not None:
+            return found
+        kept = self.stored(path)
+        return newest.rules.entry(path, kept, self.stored) if newest.rules and kept is not None else kept
+
+    def stored(self, path: bytes) -> File | None:
+        """As Archive.stored."""
         for archive in self.archives:
-            if (found := archive.find(path)) is not None:
+            if (found := archive.stored(path)) is not None:
                 return found
         return None
 
@@ -185,38 +224,47 @@ def in_memory(fd: int, offset: int, length: int) -> bool:
 
 
 def open_archive(path: str, prefix: str = "", etags: bool = True,
-                 place: Callable[[Archive], None] = lambda archive: None, dotfiles: bool = False) -> Archive:
+                 place: Callable[[Archive], None] = lambda archive: None, dotfiles: bool = False,
+                 clean_urls: bool = False, own_rules: bool = False) -> Archive:
     """Index the tar at `path`; `prefix` is taken off the names that begin with it. Raises ArchiveError.
 
     `place` brings it into memory before that, and sets its `address`, and what else is to be known of that. `dotfiles`
-    is whether names that begin with a dot are served.
+    is whether names that begin with a dot are served, `clean_urls` whether names ending in .html also without that.
+    With `own_rules` the files in OWN are read and not served.
     """
     fd, size = open_file(path)
     archive = Archive(path, fd, size)
     try:
         place(archive)
-        _fill(archive, prefix, etags, dotfiles)
+        _fill(archive, prefix, etags, dotfiles, clean_urls, own_rules)
     except BaseException:
         archive.close()
         raise
     return archive
 
 
-def _fill(archive: Archive, prefix: str, etags: bool, dotfiles: bool) -> None:
+def _fill(archive: Archive, prefix: str, etags: bool, dotfiles: bool, clean_urls: bool, own_rules: bool) -> None:
     tree = Tree()
     for member in members(archive.path, archive.fd, archive.size):
         tree.add(member)
     taken_off = normal_prefix(prefix)
     paths = tree.paths(taken_off)
     hidden = [] if dotfiles else _hide(paths)
+    if own_rules:
+        archive.own = _take_own(archive, paths)
     siblings = Siblings(paths)
     found = contents(archive.fd, archive.path, paths, siblings) if etags else {}
-    archive._index = resources(paths, found, siblings, archive.address)
+    archive._index = archive._ruled = resources(paths, found, siblings, archive.address)
+    if clean_urls:
+        _add_clean_urls(archive._index)
+    archive.deepest_page = max([len(path) for path in paths if path.endswith(PAGE)], default=len(PAGE)) - len(PAGE)
     lengths = {stored.offset: stored.length for stored in paths.values()}
     archive.files, archive.bytes = len(lengths), sum(lengths.values())
     digest = hashlib.sha256()
     for name, stored in paths.items():
         digest.update(b"%b\0%d\0%b\0" % (name, stored.length, found.get(stored.offset, UNREAD).etag))
+    for own, content in archive.own.items():
+        digest.update(b"%b\0%b\0" % (own.encode(), hashlib.sha256(content or b"").digest()))
     archive.digest = digest.hexdigest()[:16]
     archive.places = hash(tuple([stored.offset for stored in paths.values()]))
     archive.notes = tree.notes() + hidden + siblings.notes(etags)
@@ -241,6 +289,21 @@ def _hide(paths: dict[bytes, Stored]) -> list[str]:
         del paths[path]
     files = "1 file" if len(hidden) == 1 else f"{len(hidden)} files"
     return [f"not served, for a name that begins with a dot: {files}: {names}; see --dotfiles"] if hidden else []
+
+
+def _take_own(archive: Archive, paths: dict[bytes, Stored]) -> dict[str, bytes | None]:
+    """Take the files in OWN out of `paths`, with what holds them in a content coding; their contents by name, None for
+    one that is too large. Raises ArchiveError."""
+    found: dict[str, bytes | None] = {}
+    for path in OWN:
+        stored = paths.pop(path, None)
+        for suffix in media.CODING_SUFFIXES if stored else ():
+            paths.pop(path + b"." + suffix, None)
+        if stored:
+            pieces = stored.pieces and _placed(stored.pieces, archive.address)
+            whole = Representation(archive.address + stored.offset, stored.length, 0, "", b"", b"", pieces)
+            found[path[1:].decode()] = archive.read(whole) if stored.length <= OWN_MAX else None
+    return found
 
 
 def _below_one_directory(paths: dict[bytes, Stored], files: int) -> list[str]:
@@ -448,3 +511,9 @@ def _add_directories(index: Index) -> None:
         if directory != b"/":
             location = quote_from_bytes(directory, PATH_SAFE).encode()
             index.setdefault(directory[:-1], Redirect(location))
+
+
+def _add_clean_urls(index: Index) -> None:
+    """/about is /about.html, where nothing else has that name."""
+    for path in [path for path in index if path.endswith(b".html") and not path.endswith(b"/.html")]:
+        index.setdefault(path.removesuffix(b".html"), index[path])

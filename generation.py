@@ -11,9 +11,10 @@ import re
 import struct
 import time
 from functools import partial
+from importlib.util import find_spec
 
 import linux
-from archive import Layers, Library, Resource, open_archive
+from archive import OWN, Layers, Library, Resource, open_archive
 from options import UsageError
 from reply import Responder
 from tar import ArchiveError
@@ -31,6 +32,16 @@ def identity(file, with_ctime=False):
     return None
 
 
+def import_rules(options):
+    """The module for a site's own rules, before anything is served; None where it is not wanted, or has been left out.
+    One of this name that belongs to something else does not count."""
+    found = find_spec("rules") if options.site_rules else None
+    if found is None or os.path.dirname(found.origin or "") != os.path.dirname(__file__):
+        return None
+    import rules
+    return rules
+
+
 class Generation:
     """Archives, TLS and the access log, as the command line asks for them.
 
@@ -41,7 +52,7 @@ class Generation:
     """
 
     def __init__(self, options, tls=None, previous=None, same_sites=False):
-        self.options = options
+        self.options, self.rules = options, import_rules(options)
         self.error = self.log_error = ""    # why the last attempt failed to replace this one, or to open its log anew
         self.layers: dict[str, list] = {}
         self.opened: list = []              # the archives that are new in this generation
@@ -108,15 +119,21 @@ class Generation:
         archive.identity, archive.ctime = identity(archive.fd), os.fstat(archive.fd).st_ctime_ns
         if archive.identity is None:
             raise ArchiveError(f"{path} cannot be looked at any more; copy it anew")
+        renew_dates(archive, Layers(before), int(time.time()))
+        if archive.own:
+            self.rules.apply(archive)
+        elif self.options.site_rules and any(map(archive.find, OWN)):
+            archive.notes.append("_headers and _redirects are files like any other, because rules.py, which would read "
+                                 "them, is not beside tarweb.py")
         for note in archive.notes:
             log.warning("%s: %s", path, note)
-        renew_dates(archive, Layers(before), int(time.time()))
         return [archive, *before[:self.options.keep]]
 
     def open(self, path, **place):
         """The Archive at `path`, as the command line has it. Raises ArchiveError."""
         options = self.options
-        return open_archive(path, options.prefix, options.etags == "on", dotfiles=options.dotfiles, **place)
+        return open_archive(path, options.prefix, options.etags == "on", dotfiles=options.dotfiles,
+                            clean_urls=options.clean_urls, own_rules=self.rules is not None, **place)
 
     def rewritten(self, archive):
         """Whether an Archive has been written to, though it is the file at its path, of the same size and date.
@@ -161,11 +178,17 @@ class Generation:
                 linux.populate(archive.address, archive.size)
         return library
 
-    def responders(self):
-        """For each host (bytes; b"" is the default) the Responder: the same one for hosts of the same archive."""
-        by_archive = {layers[0]: Responder(Layers(layers) if len(layers) > 1 else layers[0], self.options.cache_control)
+    def responders(self, scheme):
+        """For each host (bytes; b"" is the default) the Responder to requests by `scheme`, "http" or "https": the same
+        one for hosts of the same archive."""
+        by_archive = {layers[0]: Responder(Layers(layers) if len(layers) > 1 else layers[0], self.options.cache_control,
+                                           layers[0].rules, scheme, max(archive.deepest_page for archive in layers))
                       for layers in self.layers.values()}
         return {host.encode(): by_archive[layers[0]] for host, layers in self.layers.items()}
+
+    def tell_schemes_apart(self):
+        """Whether it matters to the rules of a site by which scheme a request comes."""
+        return any(archive.rules and archive.rules.tell_schemes_apart for archive in self.newest)
 
     # the files
 
@@ -233,7 +256,7 @@ def renew_dates(archive, before, now):
     of their dates."""
     changed = {}
     for path, resource in archive.items():
-        was = before.find(path)
+        was = before.stored(path)
         if isinstance(resource, Resource) and isinstance(was, Resource):
             later = with_later_dates(resource, was, now)
             if later is not resource:
@@ -256,7 +279,7 @@ def with_later_dates(resource, was, now):
     if all(one.mtime >= date for one, date in zip(those, least, strict=True)):
         return resource
     plain, *variants = (one._replace(mtime=max(one.mtime, date)) for one, date in zip(those, least, strict=True))
-    return Resource(plain, tuple(variants))
+    return resource._replace(plain=plain, variants=tuple(variants))
 
 
 # --- into memory, and out of it

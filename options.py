@@ -14,7 +14,8 @@ MAX_WORKERS = 1024              # at a time, those that finish what they were se
 DESCRIPTION = """\
 Serves every file in a tar over HTTP/1.1, through io_uring. Without flags it listens on port 8080 of all
 addresses and prints the URL. NAME.br, NAME.zst and NAME.gz in the tar are sent instead of NAME to clients that
-accept them; /dir/ is /dir/index.html; /404.html, if there, is what a missing page looks like."""
+accept them; /dir/ is /dir/index.html; the nearest 404.html upwards, if there is one, is what a missing page
+looks like; _headers and _redirects are the site's own rules."""
 
 EPILOG = """\
 examples:
@@ -139,6 +140,10 @@ def parse_arguments(argv, version):
     add("--prefix", metavar="PATH", default="", help="strip this from the front of names in the tar")
     add("--dotfiles", action="store_true",
         help="serve names that begin with a dot, too (default: /.well-known/ alone)")
+    add("--clean-urls", action="store_true",
+        help="/about is about.html, too, where nothing else has that name (default: not)")
+    add("--no-site-rules", dest="site_rules", action="store_false",
+        help="serve _headers and _redirects like other files (default: they are the site's own rules)")
     add("--etags", choices=("on", "off"), default="on",
         help="entity tags from file contents; off starts faster (default: on)")
     add("--cache-control", metavar="VALUE", type=field_value, default="no-cache",

@@ -47,26 +47,27 @@ class StatusHeads:
 
     def __init__(self, server, wall, more=()):
         """server: bytes. wall: seconds since the epoch. more: (name, value) pairs."""
-        self.memory = mmap.mmap(-1, STATUS_SLOT * len(HTTPStatus))
+        self.memory = mmap.mmap(-1, STATUS_SLOT * len(HTTPStatus) * 2)
         self.words = memoryview(self.memory).cast("Q")
         self.server, self.more = server, more
         self.heads = {}             # what `get` has given
         self.date_places = []       # offsets in `memory`
         self.date = format_date(wall)
 
-    def get(self, status):
-        """(address, length) of the head of a response with `status`."""
-        if status in self.heads:
-            return self.heads[status]
+    def get(self, status, bare=False):
+        """(address, length) of the head of a response with `status`; `bare`: without `more`."""
+        key = -status if bare else status
+        if key in self.heads:
+            return self.heads[key]
         before = b"HTTP/1.1 %d %b\r\nServer: %b\r\nDate: " % (status, HTTPStatus(status).phrase.encode(), self.server)
         time_at = len(before) + len(b"Mon, 01 Jan 2024 ")
         start = STATUS_SLOT * len(self.heads) + -time_at % 8
-        head = before + self.date + b"\r\n" + field_lines(self.more)
+        head = before + self.date + b"\r\n" + field_lines(() if bare else self.more)
         assert -time_at % 8 + len(head) <= STATUS_SLOT
         self.memory[start:start + len(head)] = head
         self.date_places.append(start + len(before))
-        self.heads[status] = linux.address_of(self.memory) + start, len(head)
-        return self.heads[status]
+        self.heads[key] = linux.address_of(self.memory) + start, len(head)
+        return self.heads[key]
 
     def tick(self, wall):
         """Let the Date of all be `wall` (seconds since the epoch)."""
@@ -268,7 +269,7 @@ class Memo:
         if modified > self.now:
             self.next_modified = min(self.next_modified, modified)
             reply = reply._replace(modified=0)
-        plan = self.lay_out(reply.status, header_section(reply), reply.body, reply.close)
+        plan = self.lay_out(reply.status, header_section(reply), reply.body, reply.close, reply.bare)
         size = PLAN_OVERHEAD + len(plan.memory)
         if isinstance(key, FullResponse):
             plan.file = key.chosen
@@ -283,9 +284,9 @@ class Memo:
         self.newest = plans
         return plan
 
-    def lay_out(self, status, header, body, close):
-        """A Plan, as its parameters say, that is not kept."""
-        return Plan(status, header, body, self.status_heads.get(status), self.tallies[status // 100], close,
+    def lay_out(self, status, header, body, close, bare=False):
+        """A Plan, as its parameters say (`bare`: see Reply), that is not kept."""
+        return Plan(status, header, body, self.status_heads.get(status, bare), self.tallies[status // 100], close,
                     self.library.lazy and self.library.is_lazy(body))
 
     def lay_out_part(self, whole, first, last):
@@ -295,12 +296,15 @@ class Memo:
         size = min(last + 1, length) - first
         if len(spans) != 3 or whole.file.coding or not 0 < size <= COLD_SEND_SIZE or whole.lazy:
             return None
-        _, (header_at, header_size), (body_at, _) = spans
+        status_head, (header_at, header_size), (body_at, _) = spans
         at = header_at - whole.address
-        header = bytes(whole.memory[at:at + header_size]).replace(
-            b"\r\nContent-Length: %d\r\n" % length,
-            b"\r\nContent-Range: bytes %d-%d/%d\r\nContent-Length: %d\r\n" % (first, first + size - 1, length, size))
-        return self.lay_out(206, header, ((body_at + first, size),), whole.close)
+        before, found, after = whole.memory[at:at + header_size].partition(b"\r\nContent-Length: %d\r\n" % length)
+        if not found:
+            return None
+        header = b"%b\r\nContent-Range: bytes %d-%d/%d\r\nContent-Length: %d\r\n%b" % (
+            before, first, first + size - 1, length, size, after)
+        bare = status_head != self.status_heads.get(200)
+        return self.lay_out(206, header, ((body_at + first, size),), whole.close, bare)
 
     def came_before(self, code):
         """Whether something of this hash came lately. Now and then wrong, which costs or saves one parsing."""
@@ -352,7 +356,11 @@ class Site:
     reply: gives the Reply or FullResponse for a Request. expand: gives the Reply that a FullResponse stands for.
     What the Memo does for all sites is here too, so that a connection has to know its site only: `known` gives the Plan
     for the exact bytes of a request, or None; `lines` has for some of these what the access log says of them.
+    over_tls: the Site that answers in its place where a PROXY header says that the client speaks TLS, if it does not
+    itself.
     """
+
+    over_tls: "Site | None" = None
 
     def __init__(self, memo, reply, expand=None):
         self.memo, self.expand = memo, expand
@@ -447,6 +455,14 @@ class Site:
         """From now on each response is the last on its connection."""
         self.forget()
         self.reply = lambda request: self.persistent_reply(request._replace(connection=b"close"))
+        if self.over_tls:
+            self.over_tls.close_all()
+
+    def share_no_requests(self):
+        """Neither remember requests by their bytes nor know those that other sites remember: it answers otherwise."""
+        self.known = self.remembers = lambda head: None
+        self.remember, self.lines = lambda head, plan: None, {}
+        self.blocks = BlockMemo(0, self.memo.came_before)
 
 
 def simple_ranges(conditions, etag):

@@ -30,7 +30,8 @@ LINE = re.compile(rb"UNKNOWN(?: [^\r]*)?|TCP([46]) ([\dA-Fa-f:.]+) ([\dA-Fa-f:.]
 LOCAL, PROXY = 0x20, 0x21       # section 2.2: version and command
 UNSPEC, INET, INET6 = 0, 1, 2
 ADDRESSES = {UNSPEC: 0, INET: 12, INET6: 36, 3: 216}        # family: bytes of its addresses and ports
-CRC32C = 0x03                   # the type of a TLV
+CRC32C, SSL = 0x03, 0x20        # types of TLVs
+CLIENT_SSL = 1                  # section 2.2.6: in the first byte of an SSL one
 
 KNOWN = 4096                    # addresses that Networks remembers
 
@@ -118,6 +119,23 @@ def check_tlvs(header, at):
             raise ProxyError("version 2: a TLV that is cut off")
         if header[at] == CRC32C and header[value:end] != checksum(header[:value] + bytes(4) + header[end:]):
             raise ProxyError("version 2: wrong checksum")
+        at = end
+
+
+def tells_tls(header):
+    """Whether a whole, good header says that the client speaks TLS (section 2.2.6): only version 2 can."""
+    at = len(SIGNATURE) + 4
+    if not header.startswith(SIGNATURE) or header[at - 4] != PROXY or header[at - 3] >> 4 == UNSPEC:
+        return False
+    return any(kind == SSL and value[:1] and value[0] & CLIENT_SSL
+               for kind, value in tlvs(header, at + ADDRESSES[header[at - 3] >> 4]))
+
+
+def tlvs(header, at):
+    """(type, value) of each from `at` on."""
+    while at < len(header):
+        end = at + 3 + int.from_bytes(header[at + 1:at + 3], "big")
+        yield header[at], header[at + 3:end]
         at = end
 
 
@@ -247,7 +265,9 @@ class ProxyHeader:
         if header is None:
             connection.transport.receive(connection, multishot=False)
         else:
-            self.acceptor.on_proxied(connection, header[0], connection.pending[header[1]:])
+            client, size = header
+            data = connection.pending
+            self.acceptor.on_proxied(connection, client, data[size:], tells_tls(data[:size]))
 
 
 # --- connections passed by another process

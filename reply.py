@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from archive import PATH_SAFE, Representation, Resource
+from archive import PAGE, PATH_SAFE, Redirect, Representation, Resource
 from http1 import KNOWN, SERVED, Decoded, list_members, merge_slashes, parse_date
 
 MAX_RANGES = 200            # in one request, as Apache has it; who asks for more gets the whole file
@@ -37,6 +37,7 @@ class Reply(NamedTuple):
     body: tuple[Span, ...]
     connection: bytes = b""     # as in Request: b"" (persist), b"close", b"keep-alive" (said to HTTP/1.0)
     modified: int = 0           # seconds since the epoch, for Last-Modified where Date is not earlier; 0: not known
+    bare: bool = False          # whether it goes without Strict-Transport-Security that its sender would add
 
     @property
     def close(self):
@@ -50,16 +51,21 @@ class FullResponse(NamedTuple):
     vary: bool              # whether other representations could have been chosen
     connection: bytes
     head_only: bool         # HEAD: no body
+    blocks: tuple = ()      # as in Resource
 
 
 new_full_response = partial(tuple.__new__, FullResponse)        # as new_request in http1.py
 
 
 class Responder:
-    """Answers requests from one archive. `cache_control` (bytes) goes with every file of it that is asked for."""
+    """Answers requests from one archive. `cache_control` (bytes) goes with every file of it that is asked for.
 
-    def __init__(self, archive, cache_control):
-        self.archive = archive
+    rules: the site's own (rules.Rules), or None; then `archive` need not have more than `find`. scheme: by which its
+    requests come, "http" or "https". deepest_page: as in Archive, 0 for a 404.html in the root alone."""
+
+    def __init__(self, archive, cache_control, rules=None, scheme="http", deepest_page=0):
+        self.archive, self.rules, self.scheme, self.deepest_page = archive, rules, scheme.encode(), deepest_page
+        self.stored = archive.stored if rules else archive.find     # what the files alone give for a path
         self.cache_control = ((b"Cache-Control", cache_control),) if cache_control else ()
 
     def reply(self, request):
@@ -75,10 +81,12 @@ class Responder:
         chosen = select(found, fields.codings)
         vary = bool(found.variants)
         if chosen is None:
-            return error_reply(406, "no content coding of this file is acceptable", request, vary_fields(vary))
+            return not_acceptable(request, vary)
         if fields.conditional:
-            return self.conditional(request, found, chosen)
-        return new_full_response((chosen, vary, connection, method == b"HEAD"))
+            dress = found.blocks and self.rules.dress_of(found.blocks)
+            if reply := self.conditional(request, found, chosen, dress):
+                return reply
+        return new_full_response((chosen, vary, connection, method == b"HEAD", found.blocks))
 
     def other_method(self, request):
         """OPTIONS (RFC 9110 section 9.3.7), and the methods that a file cannot do."""
@@ -86,40 +94,95 @@ class Responder:
             return error_reply(501, "this method is not known here", request)
         if request.method != b"OPTIONS":
             return error_reply(405, "a file can be read, and nothing else", request, (ALLOW,))
-        if request.path != b"*" and self.archive.find(request.path) is None:
-            return self.not_found(request)
-        return Reply(204, (ALLOW,), (), request.connection)
+        if request.path != b"*":
+            found = self.archive.find(request.path)
+            if not isinstance(found, Resource | Redirect):
+                instead = self.elsewhere(request, found)
+                if instead.status in (404, 410, 451):
+                    return instead
+        return self.dressed(Reply(204, (ALLOW,), (), request.connection), request)
+
+    # what is no file
 
     def elsewhere(self, request, found):
-        """A redirect to the directory that was `found`, or, where nothing was, to the path without repeated slashes."""
-        path = request.path
-        if found is None and b"//" in path:
-            path = merge_slashes(path)
-            found = self.archive.find(path)
-            if isinstance(found, Resource):
-                return redirect_reply(quote_from_bytes(path, PATH_SAFE).encode() + request.query, request)
-        if found is None:
-            return self.not_found(request)
-        location = relative_location(request, found) if path is request.path else found.location
-        return redirect_reply(location + request.query, request)
+        """The Reply where what was `found` in the index is no Resource, but a directory's Redirect, Ruled or None."""
+        if isinstance(found, Redirect):
+            return self.moved(relative_location(request, found) + request.query, request)
+        if found is None and b"//" in request.path and (reply := self.without_slashes(request)):
+            return reply
+        existing = found.existing if found else None
+        if self.rules and (reply := self.by_rule(request, existing, found and found.rule)):
+            return reply
+        if isinstance(existing, Resource):
+            return self.file(request, existing, self.dress(request))
+        return self.elsewhere(request, existing) if existing else self.error_page(request)
 
-    def not_found(self, request):
-        """404, with the archive's own /404.html where it has one."""
-        page = self.archive.find(b"/404.html")
-        if not isinstance(page, Resource):
-            return error_reply(404, "", request)
+    def without_slashes(self, request):
+        """A redirect to the path without repeated slashes, where the archive has something there; else None."""
+        path = merge_slashes(request.path)
+        found = self.stored(path)
+        if isinstance(found, Redirect):
+            return self.moved(found.location + request.query, request)
+        return self.moved(quote_from_bytes(path, PATH_SAFE).encode() + request.query, request) if found else None
+
+    def by_rule(self, request, existing, rule):
+        """What the site's rules say of a path that is `existing` or None: a Reply, or None where they say nothing.
+        `rule` is the one that counts for all requests; None where it has to be looked for."""
+        rule, values = (rule, {}) if rule else self.rules.first(self.scheme, request) or (None, None)
+        if rule is None or existing is not None and not rule.force:
+            return None
+        if rule.is_redirect:
+            location = rule.location(values, self.scheme, request)
+            return location and self.moved(location, request, rule.status)
+        found = rule.file(values, self.stored)
+        if found is None:
+            return self.error_page(request)
+        if rule.status == 200:
+            return self.file(request, found, self.dress(request))
+        return self.page(request, found, rule.status)
+
+    def moved(self, location, request, status=301):
+        return self.dressed(redirect_reply(location, request, status), request)
+
+    def error_page(self, request):
+        """404, with the nearest 404.html upwards from the path, where the archive has one."""
+        end = request.path.rfind(b"/", 0, self.deepest_page + 1)
+        while end >= 0:
+            page = self.stored(request.path[:end] + PAGE)
+            if isinstance(page, Resource):
+                return self.page(request, page, 404)
+            end = request.path.rfind(b"/", 0, end)
+        return error_reply(404, "", request)
+
+    def page(self, request, page, status):
+        """An error with a page of the archive's own."""
         chosen = select(page, request.fields.codings) or page.plain
         fields = *representation_fields(chosen, bool(page.variants)), length_field(chosen.length), NO_CACHE
         body = () if request.method == b"HEAD" else chosen.spans()
-        return Reply(404, fields, body, request.connection)
+        return self.dressed(Reply(status, fields, body, request.connection), request)
+
+    # the site's own header fields
+
+    def dress(self, request):
+        return self.rules.dress(self.scheme, request) if self.rules else None
+
+    def dressed(self, reply, request):
+        """A Reply that is not a file with the fields that the site's rules give."""
+        dress = self.dress(request)
+        return put_on(dress.of_others(), reply) if dress else reply
 
     # the file itself
 
     def expand(self, response):
         """The Reply that a FullResponse stands for."""
-        chosen, vary, connection, head_only = response
+        chosen, vary, connection, head_only, blocks = response
+        return self.whole(chosen, vary, connection, head_only, blocks and self.rules.dress_of(blocks))
+
+    def whole(self, chosen, vary, connection, head_only, dress):
+        """200 with all of a file. `dress`, here and below, is the rules.Dress that the response gets, if any."""
         body = () if head_only else chosen.spans()
-        return Reply(200, self.file_fields(chosen, vary, chosen.length), body, connection, chosen.mtime)
+        reply = Reply(200, self.file_fields(chosen, vary, chosen.length), body, connection, chosen.mtime)
+        return put_on(dress, reply) if dress else reply
 
     def file_fields(self, chosen, vary, length, *content):
         """The header fields that go with all or parts of a file; `content` are more that say what is sent of it."""
@@ -130,9 +193,17 @@ class Responder:
         etag = ((b"ETag", chosen.etag),) if chosen.etag else ()
         return *etag, *self.cache_control
 
-    def conditional(self, request, resource, chosen):
-        """A request with preconditions or a range (RFC 9110 section 13.2.2 gives the order). `chosen` is what of the
-        Resource is sent where no range counts."""
+    def file(self, request, resource, dress):
+        """The Reply for a Resource; no FullResponse, because the next request for its path may get something else."""
+        chosen, vary = select(resource, request.fields.codings), bool(resource.variants)
+        if chosen is None:
+            return not_acceptable(request, vary)
+        reply = self.conditional(request, resource, chosen, dress) if request.fields.conditional else None
+        return reply or self.whole(chosen, vary, request.connection, request.method == b"HEAD", dress)
+
+    def conditional(self, request, resource, chosen, dress):
+        """The Reply to a request with preconditions or a range (RFC 9110 section 13.2.2 gives the order); None where
+        they do not count. `chosen` is what of the Resource is sent where no range counts."""
         fields, connection, vary = request.fields, request.connection, bool(resource.variants)
         ranges = None
         if fields.range is not None and request.method == b"GET":
@@ -141,25 +212,35 @@ class Responder:
         if status == 412:
             return error_reply(412, "", request)
         if status == 304:
-            return Reply(304, (*self.validators(chosen), *vary_fields(vary)), (), connection, chosen.mtime)
+            reply = Reply(304, (*self.validators(chosen), *vary_fields(vary)), (), connection, chosen.mtime)
+            return put_on(dress, reply) if dress else reply
         if ranges is None:
-            return FullResponse(chosen, vary, connection, request.method == b"HEAD")
+            return None
         if not ranges:
             unsatisfied = b"Content-Range", b"bytes */%d" % chosen.length
             return error_reply(416, "", request, (unsatisfied, *vary_fields(vary)))
-        return self.partial(chosen, ranges, vary, connection)
+        return self.partial(chosen, ranges, vary, connection, dress)
 
-    def partial(self, chosen, ranges, vary, connection):
+    def partial(self, chosen, ranges, vary, connection, dress):
         """206 (RFC 9110 section 15.3.7): one range as it is, several as multipart/byteranges."""
         if len(ranges) == 1:
             [(start, end)] = ranges
             body, length = chosen.spans(start, end), end - start
             fields = self.file_fields(chosen, vary, length, content_range(start, end, chosen.length))
         else:
+            if dress and dress.media_type is not None:
+                chosen = chosen._replace(media_type=dress.media_type)
             body, length = multipart(chosen, ranges)
             several = chosen._replace(media_type=b"multipart/byteranges; boundary=" + BOUNDARY)
             fields = self.file_fields(several, vary, length)
-        return Reply(206, fields, body, connection, chosen.mtime)
+            dress = dress and dress.of_parts()
+        reply = Reply(206, fields, body, connection, chosen.mtime)
+        return put_on(dress, reply) if dress else reply
+
+
+def put_on(dress, reply):
+    """A Reply with the header fields of a rules.Dress."""
+    return reply._replace(fields=dress.put_on(reply.fields), bare=b"strict-transport-security" in dress.names)
 
 
 # --- replies that are not a file's
@@ -178,6 +259,10 @@ def error_reply(status, reason, request=None, extra=(), caching=NO_CACHE):
     return text_reply(status, reason, head_only, connection, (*extra, caching))
 
 
+def not_acceptable(request, vary):
+    return error_reply(406, "no content coding of this file is acceptable", request, vary_fields(vary))
+
+
 @lru_cache(64)
 def text_reply(status, reason, head_only, connection, extra):
     text = f"{status} {HTTPStatus(status).phrase}{': ' if reason else ''}{reason}\n".encode()
@@ -187,12 +272,13 @@ def text_reply(status, reason, head_only, connection, extra):
 
 # --- redirects
 
-def redirect_reply(location, request):
-    """301 (RFC 9110 section 15.4.2), which all clients follow, 308 not; and a link for those who read it."""
-    link = escape(location.decode())
-    text = f'<!DOCTYPE html>\n<title>301 Moved Permanently</title>\n<p>It is at <a href="{link}">{link}</a>.\n'
+def redirect_reply(location, request, status=301):
+    """301 (RFC 9110 section 15.4.2), which all clients follow, 308 not, unless a site's rules say otherwise; and a link
+    for those who read it."""
+    link, title = escape(location.decode()), f"{status} {HTTPStatus(status).phrase}"
+    text = f'<!DOCTYPE html>\n<title>{title}</title>\n<p>It is at <a href="{link}">{link}</a>.\n'
     more = (b"Location", location), NO_CACHE
-    return content_reply(301, b"text/html; charset=utf-8", text.encode(), request, more)
+    return content_reply(status, b"text/html; charset=utf-8", text.encode(), request, more)
 
 
 def relative_location(request, found):
@@ -392,7 +478,8 @@ def multipart(chosen, ranges):
     the first boundary too, as RFC 2046 section 5.1.1 allows: zsync takes a part only behind one."""
     body: list[Span] = []
     for start, end in ranges:
-        fields = field_lines(((b"Content-Type", chosen.media_type), content_range(start, end, chosen.length)))
+        kind = ((b"Content-Type", chosen.media_type),) if chosen.media_type else ()
+        fields = field_lines((*kind, content_range(start, end, chosen.length)))
         head = b"\r\n--%b\r\n%b\r\n" % (BOUNDARY, fields)
         body += [head, *chosen.spans(start, end)]
     body.append(b"\r\n--%b--\r\n" % BOUNDARY)

@@ -207,7 +207,11 @@ def make_worker(generation, listeners, number, scoreboard, row, options, sandbox
     hsts = () if options.hsts is None else ((b"Strict-Transport-Security", b"max-age=%d" % options.hsts),)
     if library.lazy:
         linux.lock_program()
-    site = make_site(Memo(library, SERVER, time.time(), hsts), generation.responders())
+    memo = Memo(library, SERVER, time.time(), hsts)
+    site = make_site(memo, generation.responders(generation.scheme))
+    if options.trusted and generation.scheme == "http" and generation.tell_schemes_apart():
+        site.over_tls = make_site(memo, generation.responders("https"))
+        site.over_tls.share_no_requests()
     damage = watch(library)
     directory = os.open(options.acme_dir, os.O_PATH | os.O_CLOEXEC) if options.acme_dir else None
     sandbox.drop(directory)

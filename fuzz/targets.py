@@ -18,6 +18,7 @@ for folder in (HERE, HERE.parent / "tests", HERE.parent):
 import front_targets  # noqa: E402
 import host_targets  # noqa: E402
 import http_targets  # noqa: E402
+import rules_targets  # noqa: E402
 import tar_targets  # noqa: E402
 import tls_targets  # noqa: E402
 import worker_targets  # noqa: E402
@@ -44,6 +45,7 @@ TARGETS = {
     "passfd": Target(front_targets.passfd, front_targets.passfd_seeds, (), 40),
     "tar": Target(tar_targets.tar, tar_targets.tar_seeds, tar_targets.WORDS, 16384, tar_targets.mutate),
     "links": Target(tar_targets.links, tar_targets.links_seeds, (), 100),
+    "rules": Target(rules_targets.rules, rules_targets.rules_seeds, rules_targets.WORDS, 600),
     "connection": Target(worker_targets.connection, worker_targets.connection_seeds, worker_targets.WORDS, 1500),
     "tls": Target(tls_targets.tls, tls_targets.tls_seeds, (), 200),
     "hello": Target(tls_targets.hello, tls_targets.hello_seeds, tls_targets.WORDS, 2000),

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import httpx
-from support import FILES, ROOT, Client, request, wait_until
+from support import FILES, ROOT, Client, build_tar, request, wait_until
 from tlsclient import TlsClient, client_context
 
 BASE = "base"
+RULES = "rules"         # needed by a file in the site, not by a flag
 HTTP_TESTS = "test_files.py", "test_http.py", "test_conditional.py", "test_ranges.py", "test_connection.py"
 
 
@@ -28,10 +29,15 @@ def files_of_groups():
 
 class Group(NamedTuple):
     """flags(folder, pair): for a server that needs the group, which keeps files in `folder`; the one to be named in
-    messages comes first. check(server, folder, pair): assert that such a server does what they ask for."""
+    messages comes first. check(server, folder, pair): assert that such a server does what they ask for. files: what the
+    site needs to have for that, beside FILES."""
 
     flags: Callable
     check: Callable
+    files: dict = {}
+
+    def site(self, folder):
+        return build_tar(folder / "group.tar", {**FILES, **self.files})
 
 
 def plain_http(server, *_):
@@ -71,6 +77,12 @@ def behind_another(server, folder, _):
         assert client.response().body == FILES["next"]
 
 
+def ruled(server, *_):
+    plain_http(server)
+    answer = server.fetch("/old")
+    assert (answer.get("Location"), answer.get("X-Rules")) == ("/next", "yes")
+
+
 GROUPS = {
     BASE: Group(lambda folder, pair: [], plain_http),
     "TLS": Group(lambda folder, pair: [*pair.flags], https),
@@ -78,6 +90,7 @@ GROUPS = {
     "metrics": Group(lambda folder, pair: ["--status", f"unix:{folder / 'status'}"], status_pages),
     "PROXY": Group(lambda folder, pair: ["--proxy-from", "127.0.0.0/8", "--passfd", f"{folder / 'passed'}"],
                    behind_another),
+    RULES: Group(lambda folder, pair: [], ruled, {"_redirects": b"/old /next\n", "_headers": b"/*\n  X-Rules: yes\n"}),
 }
 
 

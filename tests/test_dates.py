@@ -82,7 +82,7 @@ def test_dates_of_variants(case):
 
 
 class Index(dict):
-    find = dict.get
+    stored = dict.get
 
 
 def test_only_what_was_there_before_is_compared():

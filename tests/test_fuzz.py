@@ -21,11 +21,12 @@ import archive
 import http1
 import proxy
 import reply
+import rules
 import tls
 import worker
 import tar
 
-ARCHIVES, FRAMING = ("tar", "links"), ("request", "body", "connection")
+ARCHIVES, FRAMING = ("tar", "links", "rules"), ("request", "body", "connection")
 OTHERS = [name for name in targets.TARGETS if name not in ARCHIVES + FRAMING]
 RUNS = 2000             # new inputs in the short search
 LARGEST_CORPUS = 300_000
@@ -78,6 +79,10 @@ FAULTS = {
     "tar: tags of something else": ("tar", archive, "_read_batch",
                                     lambda fd, path, batch: [archive.Content(b'"x"', True, 0, b"")] * len(batch)),
     "links: a way out": ("links", tar, "_parent", lambda name: name.rpartition(b"/")[0]),
+    "rules: two slashes are left": ("rules", rules, "PATH_START", re.compile(rb"(?!)")),
+    "rules: framing can be changed": ("rules", rules, "UNTOUCHED", frozenset()),
+    "rules: what is put in is not encoded": ("rules", rules, "quote_from_bytes",
+                                             lambda value, safe: value.decode("latin-1")),
     "connection: it goes on after the last": ("connection", worker.Plain, "is_last", lambda *_: False),
     "tls: records are not counted": ("tls", tls, "split_records", lambda data: (2, b"")),
     "hello: what was not read is left": ("hello", tls.Engine, "discard", lambda self: None),

@@ -5,11 +5,12 @@ import shutil
 import signal
 
 import pytest
-from groups import BASE, GROUPS, files_of_groups, run_http_tests
+from groups import BASE, GROUPS, RULES, files_of_groups, run_http_tests
 from support import FILES, PYTHON, ROOT, TARWEB, run_tarweb, wait_until
 
 FILES_OF = files_of_groups()
 OTHERS = [name for name in GROUPS if name != BASE]
+BY_FLAG = [name for name in OTHERS if name != RULES]
 ALL = {path.name for path in ROOT.glob("*.py")}
 
 
@@ -64,9 +65,9 @@ def test_the_base_says_what_all_files_say(base, site, server, status, arguments)
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_base_and_one_group_serve(site, start, pairs, tmp_path, name):
+def test_the_base_and_one_group_serve(start, pairs, tmp_path, name):
     program = copy(tmp_path / "files", FILES_OF[BASE] + FILES_OF[name])
-    server = start(site, *GROUPS[name].flags(tmp_path, pairs["p256"]), program=(program,))
+    server = start(GROUPS[name].site(tmp_path), *GROUPS[name].flags(tmp_path, pairs["p256"]), program=(program,))
     GROUPS[name].check(server, tmp_path, pairs["p256"])
 
 
@@ -78,7 +79,7 @@ def refusal(program, site, flags):
     return ended.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("missing", [name for group in OTHERS for name in FILES_OF[group]])
+@pytest.mark.parametrize("missing", [name for group in BY_FLAG for name in FILES_OF[group]])
 def test_a_missing_file_is_named_and_what_needs_it(site, pairs, tmp_path, missing):
     (group,) = (group for group, names in FILES_OF.items() if missing in names)
     program = copy(tmp_path / "files", ALL - {missing})
@@ -88,7 +89,7 @@ def test_a_missing_file_is_named_and_what_needs_it(site, pairs, tmp_path, missin
     assert flags[0] in sentence
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", BY_FLAG)
 def test_each_flag_that_needs_a_missing_group_says_so(base, site, pairs, tmp_path, name):
     flags = GROUPS[name].flags(tmp_path, pairs["p256"])
     together = len(flags) if name == "TLS" else 2           # a certificate and its key; a flag and its value
@@ -98,6 +99,19 @@ def test_each_flag_that_needs_a_missing_group_says_so(base, site, pairs, tmp_pat
         assert any(file in sentence for file in FILES_OF[name])
 
 
+def test_without_rules_a_sites_own_are_files_like_any_other(base, site, start, tmp_path):
+    (tmp_path / "packages" / "rules").mkdir(parents=True)       # somebody else's
+    (tmp_path / "packages" / "rules" / "__init__.py").touch()
+    python = ("env", f"PYTHONPATH={tmp_path / 'packages'}", PYTHON)
+    group = GROUPS[RULES]
+    server = start(group.site(tmp_path), program=(base,), python=python)
+    assert server.fetch("/_redirects").body == group.files["_redirects"]
+    assert server.fetch("/old").status == 404
+    assert "_headers and _redirects are files like any other, because rules.py" in server.stderr()
+    for quiet in (start(site, program=(base,)), start(group.site(tmp_path), "--no-site-rules", program=(base,))):
+        assert "rules.py" not in quiet.stderr()
+
+
 def imported(server):
     """Our modules that a server and its processes have imported, by what `-X importtime` has printed."""
     found = re.findall(r"^import time: +\d+ \| +\d+ \| +(\w+)$", server.stderr(), re.M)
@@ -105,11 +119,18 @@ def imported(server):
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_what_is_not_used_is_not_imported(site, start, pairs, tmp_path, name):
+def test_what_is_not_used_is_not_imported(start, pairs, tmp_path, name):
     """Nor after a reload, when other processes serve."""
-    server = start(site, *GROUPS[name].flags(tmp_path, pairs["p256"]), python=(PYTHON, "-X", "importtime"))
+    server = start(GROUPS[name].site(tmp_path), *GROUPS[name].flags(tmp_path, pairs["p256"]),
+                   python=(PYTHON, "-X", "importtime"))
     GROUPS[name].check(server, tmp_path, pairs["p256"])
     server.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "reloaded: generation 2 " in server.stderr())
     server.stop()
-    assert imported(server) == {*FILES_OF[BASE], *FILES_OF[name]} - {TARWEB.name}
+    assert imported(server) == {*FILES_OF[BASE], *FILES_OF[name], *FILES_OF[RULES]} - {TARWEB.name}
+
+
+def test_rules_are_not_imported_where_they_are_not_wanted(site, start):
+    server = start(site, "--no-site-rules", python=(PYTHON, "-X", "importtime"))
+    server.stop()
+    assert imported(server) == {*FILES_OF[BASE]} - {TARWEB.name}

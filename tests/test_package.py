@@ -69,10 +69,10 @@ def test_only_names_that_begin_with_tarweb_are_installed(source, tmp_path):
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_the_command_serves(command, site, start, pairs, tmp_path, name):
+def test_the_command_serves(command, start, pairs, tmp_path, name):
     """Although others have modules of the same names."""
     group = GROUPS[name]
-    server = start(site, *group.flags(tmp_path, pairs["p256"]), python=(), program=(command,))
+    server = start(group.site(tmp_path), *group.flags(tmp_path, pairs["p256"]), python=(), program=(command,))
     group.check(server, tmp_path, pairs["p256"])
 
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy import (
-    CRC32C, KNOWN, MAX_BLOCK, MAX_FORWARDED, MAX_LINE, SIGNATURE, Networks, ProxyError, checksum, forwarded_for,
-    take_header,
+    CLIENT_SSL, CRC32C, KNOWN, MAX_BLOCK, MAX_FORWARDED, MAX_LINE, SIGNATURE, SSL, Networks, ProxyError, checksum,
+    forwarded_for, take_header, tells_tls,
 )
 
 EXPLORING = int(os.environ.get("TARWEB_EXAMPLES", 0))       # how many, other ones each time; as in the other tests
@@ -196,6 +196,22 @@ def test_good(header, address):
     assert feed(header + NEXT) == (whole, len(header)), "byte by byte: neither refused nor taken before its end"
 
 
+@pytest.mark.parametrize(("header", "said"), [
+    (block(rest=IPV4 + tlv(SSL, bytes([CLIENT_SSL]) + bytes(4))), True),
+    (block(rest=IPV4 + tlv(4, b"") + tlv(SSL, bytes([CLIENT_SSL | 6]) + bytes(4) + tlv(0x21, b"TLSv1.3"))), True),
+    (block(family=TCP6, rest=IPV6 + tlv(SSL, bytes([CLIENT_SSL]) + bytes(4))), True),
+    (block(family=UNIX_STREAM, rest=UNIX + tlv(SSL, bytes([CLIENT_SSL]) + bytes(4))), True),
+    (block(rest=IPV4 + tlv(SSL, bytes([6]) + bytes(4))), False), (block(rest=IPV4 + tlv(SSL, b"")), False),
+    (block(rest=IPV4 + tlv(4, tlv(SSL, bytes([CLIENT_SSL])))), False), (block(), False),
+    (block(command=LOCAL, rest=IPV4 + tlv(SSL, bytes([CLIENT_SSL]) + bytes(4))), False),
+    (block(family=0, rest=tlv(SSL, bytes([CLIENT_SSL]) + bytes(4))), False),
+    (b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n", False), (b"PROXY UNKNOWN\r\n", False),
+])
+def test_whether_the_client_speaks_tls(header, said):
+    assert take_header(header)[1] == len(header)
+    assert tells_tls(header) == said
+
+
 @pytest.mark.parametrize("data", BAD.values(), ids=list(BAD))
 def test_bad(data):
     for raw in (data, data + NEXT):
@@ -259,6 +275,7 @@ def test_any_bytes(start, more):
             address, taken = found
             assert 0 < taken <= size
             assert address is None or str(ipaddress.ip_address(address.decode())).encode() == address
+            assert tells_tls((start + more)[:taken]) in (False, True)
         if verdicts:
             assert found in verdicts
         if found is not None:

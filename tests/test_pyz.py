@@ -135,7 +135,7 @@ def test_it_says_what_the_flat_files_say(pyz, site, server, tmp_path, status, ar
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_all_that_is_needed_is_imported_before_anything_is_served(pyz, site, start, pairs, tmp_path, monkeypatch, name):
+def test_all_that_is_needed_is_imported_before_anything_is_served(pyz, start, pairs, tmp_path, monkeypatch, name):
     """Workers may not read the file, and later another takes its place: the server goes on, reloads, and replaces
     processes that die."""
     folder = tmp_path / "private"
@@ -143,7 +143,8 @@ def test_all_that_is_needed_is_imported_before_anything_is_served(pyz, site, sta
     os.chmod(shutil.copy(pyz, folder), 0o400)
     monkeypatch.chdir(folder)
     group = GROUPS[name]
-    server = start(site, "--threads", "2", *group.flags(tmp_path, pairs["p256"]), program=("tarweb.pyz",))
+    flags = "--threads", "2", *group.flags(tmp_path, pairs["p256"])
+    server = start(group.site(tmp_path), *flags, program=("tarweb.pyz",))
     group.check(server, tmp_path, pairs["p256"])
     (folder / "tarweb.pyz").unlink()
     (folder / "tarweb.pyz").write_bytes(b"another version")

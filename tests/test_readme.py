@@ -7,6 +7,7 @@ from support import ROOT
 
 import accesslog
 import acceptor
+import archive
 import connection
 import credentials
 import http1
@@ -14,6 +15,7 @@ import linux
 import options
 import plan
 import reply
+import rules
 import transport
 import worker
 
@@ -62,6 +64,9 @@ def test_limits_are_those_of_the_code():
                  f"| {worker.MAX_PENDING // kib} KiB for each connection |",
                  f"| {linux.UNSENT // kib} KiB in the kernel",
                  f"| {reply.MAX_RANGES} |",
+                 f"| {archive.OWN_MAX // kib} KiB for each file, {rules.LINE_MAX:,} bytes for a line, "
+                 f"{rules.EXACT_MAX:,} rules with a fixed path, {rules.PATTERNS_MAX} with",
+                 f"put into one response | {rules.FILLED_MAX // kib} KiB |",
                  f"a buffer of {-(-transport.LARGE_BUFFER // kib)} KiB for each connection |",
                  f"| {transport.MEMO_PLAINTEXT // mib} MiB, for each worker |",
                  f"| {plan.COLD_SEND_SIZE // kib} KiB |", f"| {accesslog.MAX_WAITING // mib} MiB, for each worker |",

@@ -20,6 +20,8 @@ from tar import ArchiveError
 
 log = logging.getLogger("tarweb")
 
+DIRECTORY_MAX = 1 << 30         # bytes: of a directory that is served no more is packed into memory
+
 
 def identity(file, with_ctime=False):
     """What tells the file at a path or descriptor from another one, and from itself once it is changed (stat(2)):
@@ -101,11 +103,14 @@ class Generation:
 
     def load_layers(self, path, before):
         """The layers for the tar at `path`, where those `before` have served."""
-        if before and before[0].identity == identity(path) == identity(before[0].fd) and not self.rewritten(before[0]):
+        if before and before[0].identity == self.at(path) and not self.rewritten(before[0]):
             return before
+        if os.path.isdir(path) and not before:
+            log.info("%s is a directory: it is packed into memory as it is, to try things out; in production serve an "
+                     "archive, which 'tarweb --pack' makes, with compressed siblings", path)
         archive = self.open(path, place=partial(bring_in, self.options))
         self.opened.append(archive)
-        archive.identity, archive.ctime = identity(archive.fd), os.fstat(archive.fd).st_ctime_ns
+        archive.identity, archive.ctime = archive.identity or identity(archive.fd), os.fstat(archive.fd).st_ctime_ns
         if archive.identity is None:
             raise ArchiveError(f"{path} cannot be looked at any more; copy it anew")
         for note in archive.notes:
@@ -116,7 +121,36 @@ class Generation:
     def open(self, path, **place):
         """The Archive at `path`, as the command line has it. Raises ArchiveError."""
         options = self.options
+        if os.path.isdir(path):
+            return self.open_directory(path, **place)
         return open_archive(path, options.prefix, options.etags == "on", dotfiles=options.dotfiles, **place)
+
+    def open_directory(self, path, **place):
+        """The Archive that a directory is packed into, in memory. Its identity is the directory's."""
+        from pack import pack_into_memory
+        options = self.options
+        fd, site = pack_into_memory(path, options.dotfiles, min(DIRECTORY_MAX, available_memory() // 2))
+        try:
+            archive = open_archive(f"/proc/self/fd/{fd}", options.prefix, options.etags == "on",
+                                   dotfiles=options.dotfiles, **place)
+        finally:
+            os.close(fd)
+        archive.path, archive.identity, archive.copied = path, site.state(), True
+        archive.notes += site.notes
+        return archive
+
+    def at(self, path, with_ctime=False):
+        """The identity() of what is at a path: of a directory, it tells whether anything in it has changed."""
+        if os.path.isdir(path):
+            from pack import state
+            return state(path, self.options.dotfiles)
+        return identity(path, with_ctime)
+
+    def present(self, archive):
+        """What the identity of an Archive would be by now: that of its path with --watch, else of what is open."""
+        if self.options.watch:
+            return self.at(archive.path, archive.written)
+        return archive.identity if os.path.isdir(archive.path) else identity(archive.fd, archive.written)
 
     def rewritten(self, archive):
         """Whether an Archive has been written to, though it is the file at its path, of the same size and date.
@@ -175,8 +209,7 @@ class Generation:
         options, before = self.options, self.seen
         if not self.spoilt:
             self.look_for_damage()
-        self.seen = [identity(archive.path if options.watch else archive.fd, archive.written)
-                     for archive in self.newest]
+        self.seen = [self.present(archive) for archive in self.newest]
         self.seen += map(identity, options.tls_cert + options.tls_key) if options.watch else self.credentials_were
         return self.seen == before and self.seen not in (self.loaded, self.tried)
 

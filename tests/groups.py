@@ -71,6 +71,20 @@ def behind_another(server, folder, _):
         assert client.response().body == FILES["next"]
 
 
+def directory(folder, _):
+    """As flags: a site that is a directory."""
+    (folder / "my-site").mkdir(exist_ok=True)
+    (folder / "my-site" / "page.html").write_bytes(FILES["dir/page.html"])
+    return ["--site", f"packed.example={folder / 'my-site'}"]
+
+
+def packed_directory(server, folder, _):
+    plain_http(server)
+    with server.connect() as client:
+        client.send(request("/page.html").replace(b"Host: t", b"Host: packed.example"))
+        assert client.response().body == FILES["dir/page.html"]
+
+
 GROUPS = {
     BASE: Group(lambda folder, pair: [], plain_http),
     "TLS": Group(lambda folder, pair: [*pair.flags], https),
@@ -78,6 +92,7 @@ GROUPS = {
     "metrics": Group(lambda folder, pair: ["--status", f"unix:{folder / 'status'}"], status_pages),
     "PROXY": Group(lambda folder, pair: ["--proxy-from", "127.0.0.0/8", "--passfd", f"{folder / 'passed'}"],
                    behind_another),
+    "tools": Group(directory, packed_directory),
 }
 
 

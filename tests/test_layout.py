@@ -40,11 +40,15 @@ MAY_IMPORT = {  # arrows run one way
     "options": {"linux", "proxy"},
     "sandbox": {"linux", "options"},
     "listeners": {"acceptor", "linux", "options"},
-    "generation": {"accesslog", "archive", "credentials", "linux", "options", "reply", "tar"},
+    "generation": {"accesslog", "archive", "credentials", "linux", "options", "pack", "reply", "tar"},
     "supervisor": {"clock", "linux", "options"},
+    "folder": {"media", "tar"},
+    "codings": {"folder", "media", "tar"},
+    "packed": {"codings", "folder", "media", "tar"},
+    "pack": {"codings", "folder", "linux", "media", "options", "packed", "tar"},
     "tarweb": {"accesslog", "archive", "clock", "connection", "credentials", "generation", "linux", "listeners",
-               "metrics", "options", "plan", "reply", "sandbox", "supervisor", "tar", "tls", "transport", "uring",
-               "worker"},
+               "metrics", "options", "pack", "plan", "reply", "sandbox", "supervisor", "tar", "tls", "transport",
+               "uring", "worker"},
 }
 BIND_C = {"linux", "uring", "openssl", "credentials", "ktls", "tls"}    # these have ctypes, and call what they like
 # What others call of C by way of these six: OpenSSL's functions, and such of ours as do what they are told with any

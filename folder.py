@@ -119,8 +119,8 @@ def _date(status: os.stat_result, latest: int | None) -> int:
 
 def _good_links(site: Site, links: list[Entry]) -> Iterator[Entry]:
     """Those of the symbolic links that lead to what is packed, as they can be followed inside the archive."""
-    there = {entry.name for entry in (*site.entries, *links)} | {name[:-1] for name in site.directories}
-    for link in links:
+    there = {entry.name for entry in site.entries} | {name[:-1] for name in site.directories}
+    for link in sorted(links):
         path = site.root + b"/" + link.name
         target, real = os.readlink(path), os.path.realpath(path)
         inside = os.path.relpath(real, site.root)
@@ -130,7 +130,8 @@ def _good_links(site: Site, links: list[Entry]) -> Iterator[Entry]:
             site.notes.append(f"left out: the link {shown(link.name)} leads to {shown(target)}, which is not packed")
         else:
             above = os.path.dirname(link.name)
-            stays = not target.startswith(b"/") and os.path.normpath(above + b"/" + target).split(b"/")[0] != b".."
+            there_too = os.path.normpath(os.path.join(above, target))       # as the archive has it
+            stays = not there_too.startswith((b"/", b"../")) and there_too != b".."
             yield link._replace(target=target if stays else os.path.relpath(real, site.root + b"/" + above))
 
 
@@ -162,7 +163,7 @@ td + td, th + th {{ font-variant-numeric: tabular-nums; text-align: right; white
 def add_indexes(site: Site) -> None:
     """Add a page that lists what is in it to each directory that has no index.html; to none below /.well-known/."""
     listed: dict[bytes, list[Entry]] = {directory: [] for directory in site.directories}
-    for directory in site.directories - {b""}:
+    for directory in site.directories - {b"", b".well-known/"}:
         above = directory[:-1].rpartition(b"/")[0]
         listed[above and above + b"/"].append(Entry(directory, 0, 0))
     names = {entry.name for entry in site.entries}

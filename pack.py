@@ -378,8 +378,8 @@ def run(options) -> None:
     directory, path = options.directory, os.path.realpath(options.archive)
     if not os.path.isdir(directory):
         raise UsageError(f"{directory} is no directory: give that of the site")
-    if os.path.isdir(path):
-        raise UsageError(f"{options.archive} is a directory: give the archive to write")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError(f"{options.archive} is no file: give the archive to write")
     tools = find_tools(SUFFIXES if options.codings is None else options.codings)
     for coding in options.codings or ():
         if coding not in tools:

@@ -1,5 +1,4 @@
-"""What is in the directory that is packed: sorted, without what is left out; and pages for directories without one.
-"""
+"""What is in the directory that is packed: sorted, without what is left out. And pages that list directories."""
 
 import fnmatch
 import html

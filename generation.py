@@ -105,7 +105,7 @@ class Generation:
         """The layers for the tar at `path`, where those `before` have served."""
         if before and before[0].identity == self.at(path) and not self.rewritten(before[0]):
             return before
-        if os.path.isdir(path) and not before:
+        if self.is_directory(path) and not before:
             log.info("%s is a directory: it is packed into memory as it is, to try things out; in production serve an "
                      "archive, which 'tarweb --pack' makes, with compressed siblings", path)
         archive = self.open(path, place=partial(bring_in, self.options))
@@ -121,7 +121,7 @@ class Generation:
     def open(self, path, **place):
         """The Archive at `path`, as the command line has it. Raises ArchiveError."""
         options = self.options
-        if os.path.isdir(path):
+        if self.is_directory(path):
             return self.open_directory(path, **place)
         return open_archive(path, options.prefix, options.etags == "on", dotfiles=options.dotfiles, **place)
 
@@ -129,7 +129,8 @@ class Generation:
         """The Archive that a directory is packed into, in memory. Its identity is the directory's."""
         from pack import pack_into_memory
         options = self.options
-        fd, site = pack_into_memory(path, options.dotfiles, min(DIRECTORY_MAX, available_memory() // 2))
+        most = min(DIRECTORY_MAX, available_memory() // 2 or DIRECTORY_MAX)
+        fd, site = pack_into_memory(path, options.dotfiles, most)
         try:
             archive = open_archive(f"/proc/self/fd/{fd}", options.prefix, options.etags == "on",
                                    dotfiles=options.dotfiles, **place)
@@ -139,9 +140,13 @@ class Generation:
         archive.notes += site.notes
         return archive
 
+    def is_directory(self, path):
+        """Whether a directory is to be served: one that takes the place of an archive later is a mistake."""
+        return path in self.options.directories and os.path.isdir(path)
+
     def at(self, path, with_ctime=False):
         """The identity() of what is at a path: of a directory, it tells whether anything in it has changed."""
-        if os.path.isdir(path):
+        if self.is_directory(path):
             from pack import state
             return state(path, self.options.dotfiles)
         return identity(path, with_ctime)
@@ -150,7 +155,7 @@ class Generation:
         """What the identity of an Archive would be by now: that of its path with --watch, else of what is open."""
         if self.options.watch:
             return self.at(archive.path, archive.written)
-        return archive.identity if os.path.isdir(archive.path) else identity(archive.fd, archive.written)
+        return archive.identity if self.is_directory(archive.path) else identity(archive.fd, archive.written)
 
     def rewritten(self, archive):
         """Whether an Archive has been written to, though it is the file at its path, of the same size and date.

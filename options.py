@@ -126,9 +126,9 @@ def field_value(text):
 # --- flags
 
 def parse_arguments(argv, version):
-    """The options: a field for each flag, and `version`, `sites` ((host, path) of each), `trusted` and
-    `forwarders` (proxy.Networks or None). Nobody changes them. Ends the program where they make no sense; raises
-    UsageError."""
+    """The options: a field for each flag, and `version`, `sites` ((host, path) of each), `directories` (those of
+    the paths that are directories), `trusted` and `forwarders` (proxy.Networks or None). Nobody changes them. Ends the
+    program where they make no sense; raises UsageError."""
     parser = argparse.ArgumentParser("tarweb", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -172,9 +172,10 @@ def parse_arguments(argv, version):
         if getattr(flags, name):
             import_group(name)
     check(parser, flags)
-    for host, path in flags.sites:
-        if os.path.isdir(path):
-            import_group("pack", f"--site {host}={path}" if host else path)
+    flags.directories = {path: f"--site {host}={path}" if host else path
+                         for host, path in flags.sites if os.path.isdir(path)}
+    for given in flags.directories.values():
+        import_group("pack", given)
     return namedtuple("Options", vars(flags))(**vars(flags))
 
 

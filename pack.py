@@ -267,7 +267,7 @@ class Report:
     def __init__(self, site: Site, stream):
         self.stream, self.terminal = stream, stream.isatty()
         self.files, self.bytes = len(site.entries), sum(entry.size for entry in site.entries)
-        self.files_done = self.bytes_done = self.taken = self.bad_ones = 0
+        self.files_done = self.bytes_done = self.taken = 0
         self.codings: dict[str, list[int]] = {}     # files, their bytes, those of their siblings
         self.name = b""
         self.started = self.shown = time.monotonic()

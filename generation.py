@@ -21,6 +21,8 @@ from tar import ArchiveError
 
 log = logging.getLogger("tarweb")
 
+DIRECTORY_MAX = 1 << 30         # bytes: of a directory that is served no more is packed into memory
+
 
 def identity(file, with_ctime=False):
     """What tells the file at a path or descriptor from another one, and from itself once it is changed (stat(2)):
@@ -112,11 +114,14 @@ class Generation:
 
     def load_layers(self, path, before):
         """The layers for the tar at `path`, where those `before` have served."""
-        if before and before[0].identity == identity(path) == identity(before[0].fd) and not self.rewritten(before[0]):
+        if before and before[0].identity == self.at(path) and not self.rewritten(before[0]):
             return before
+        if self.is_directory(path) and not before:
+            log.info("%s is a directory: it is packed into memory as it is, to try things out; in production serve an "
+                     "archive, which 'tarweb --pack' makes, with compressed siblings", path)
         archive = self.open(path, place=partial(bring_in, self.options))
         self.opened.append(archive)
-        archive.identity, archive.ctime = identity(archive.fd), os.fstat(archive.fd).st_ctime_ns
+        archive.identity, archive.ctime = archive.identity or identity(archive.fd), os.fstat(archive.fd).st_ctime_ns
         if archive.identity is None:
             raise ArchiveError(f"{path} cannot be looked at any more; copy it anew")
         renew_dates(archive, Layers(before), int(time.time()))
@@ -131,9 +136,45 @@ class Generation:
 
     def open(self, path, **place):
         """The Archive at `path`, as the command line has it. Raises ArchiveError."""
+        if self.is_directory(path):
+            return self.open_directory(path, **place)
+        return self.index(path, **place)
+
+    def index(self, path, **place):
         options = self.options
         return open_archive(path, options.prefix, options.etags == "on", dotfiles=options.dotfiles,
                             clean_urls=options.clean_urls, own_rules=self.rules is not None, **place)
+
+    def open_directory(self, path, **place):
+        """The Archive that a directory is packed into, in memory. Its identity is the directory's."""
+        from pack import pack_into_memory
+        options = self.options
+        most = min(DIRECTORY_MAX, available_memory() // 2 or DIRECTORY_MAX)
+        fd, site = pack_into_memory(path, options.dotfiles, most)
+        try:
+            archive = self.index(f"/proc/self/fd/{fd}", **place)
+        finally:
+            os.close(fd)
+        archive.path, archive.identity, archive.copied = path, site.state(), True
+        archive.notes += site.notes
+        return archive
+
+    def is_directory(self, path):
+        """Whether a directory is to be served: one that takes the place of an archive later is a mistake."""
+        return path in self.options.directories and os.path.isdir(path)
+
+    def at(self, path, with_ctime=False):
+        """The identity() of what is at a path: of a directory, it tells whether anything in it has changed."""
+        if self.is_directory(path):
+            from pack import state
+            return state(path, self.options.dotfiles)
+        return identity(path, with_ctime)
+
+    def present(self, archive):
+        """What the identity of an Archive would be by now: that of its path with --watch, else of what is open."""
+        if self.options.watch:
+            return self.at(archive.path, archive.written)
+        return archive.identity if self.is_directory(archive.path) else identity(archive.fd, archive.written)
 
     def rewritten(self, archive):
         """Whether an Archive has been written to, though it is the file at its path, of the same size and date.
@@ -198,8 +239,7 @@ class Generation:
         options, before = self.options, self.seen
         if not self.spoilt:
             self.look_for_damage()
-        self.seen = [identity(archive.path if options.watch else archive.fd, archive.written)
-                     for archive in self.newest]
+        self.seen = [self.present(archive) for archive in self.newest]
         self.seen += map(identity, options.tls_cert + options.tls_key) if options.watch else self.credentials_were
         return self.seen == before and self.seen not in (self.loaded, self.tried)
 

@@ -21,6 +21,7 @@ EPILOG = """\
 examples:
   python3 tarweb.py site.tar                          http://localhost:8080/
   python3 tarweb.py -l 127.0.0.1:8000 site.tar        this machine only
+  python3 tarweb.py --pack my-site site.tar           makes site.tar out of a directory
   python3 tarweb.py --threads auto --watch --access-log access.log --status 127.0.0.1:8081 site.tar
   python3 tarweb.py --site example.com=a.tar --site '*.example.org=b.tar'
   python3 tarweb.py -C fullchain.pem -P privkey.pem -l [::]:443 --redirect-http [::]:80 site.tar
@@ -33,7 +34,8 @@ HOST = r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]+\]"
 
 # The groups of modules that a server can do without: each is needed by a flag (here as its field of the options), and
 # imported only where that is given. Without the flag their files need not be there.
-GROUPS = {"tls_cert": ("openssl", "credentials", "ktls", "tls", "transport"),
+GROUPS = {"pack": ("codings", "folder", "packed", "pack"),
+          "tls_cert": ("openssl", "credentials", "ktls", "tls", "transport"),
           "access_log": ("accesslog",), "status": ("metrics",),
           "proxy_from": ("proxy",), "forwarded_from": ("proxy",), "passfd": ("proxy",)}
 
@@ -125,13 +127,16 @@ def field_value(text):
 # --- flags
 
 def parse_arguments(argv, version):
-    """The options: a field for each flag, and `version`, `sites` ((host, path) of each), `trusted` and
-    `forwarders` (proxy.Networks or None). Nobody changes them. Ends the program where they make no sense; raises
-    UsageError."""
+    """The options: a field for each flag, and `version`, `sites` ((host, path) of each), `directories` (those of
+    the paths that are directories), `trusted` and `forwarders` (proxy.Networks or None). Nobody changes them. Ends the
+    program where they make no sense; raises UsageError."""
     parser = argparse.ArgumentParser("tarweb", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("tarfile", metavar="SITE.tar", nargs="?", help="an uncompressed tar; with --site, for all other hosts")
+    add("tarfile", metavar="SITE.tar", nargs="?",
+        help="an uncompressed tar, or, to try things out, a directory; with --site, for all other hosts")
+    add("--pack", metavar=("DIRECTORY", "SITE.tar"), nargs=2,
+        help="serve nothing, but make an archive of a directory; to be given first, and --pack --help says more")
     add("-l", "--listen", metavar="ADDR", type=listen_address, action="append", default=[],
         help="ADDR:PORT or unix:PATH[,MODE], where to listen, repeatable; port 0 takes a free one; [::] takes IPv4 "
              "too, unless an IPv4 address is given with the same port (default: [::]:8080; with TLS [::]:8443)")
@@ -172,19 +177,24 @@ def parse_arguments(argv, version):
         if getattr(flags, name):
             import_group(name)
     check(parser, flags)
+    flags.directories = {path: f"--site {host}={path}" if host else path
+                         for host, path in flags.sites if os.path.isdir(path)}
+    for given in flags.directories.values():
+        import_group("pack", given)
     return namedtuple("Options", vars(flags))(**vars(flags))
 
 
-def import_group(name):
-    """Import the modules of a group, before a process is locked in that uses them. Raises UsageError."""
+def import_group(name, given=""):
+    """Import the modules of a group, before a process is locked in that uses them. given: what needs it, if that is not
+    its flag. Raises UsageError."""
     for module in GROUPS[name]:
         try:
             __import__(module)
         except ModuleNotFoundError as error:
             if error.name not in GROUPS[name]:
                 raise
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(f"{flag} needs {error.name}.py, which is not beside tarweb.py") from None
+            needing = f"{given} is a directory, which" if given else "--" + name.replace("_", "-")
+            raise UsageError(f"{needing} needs {error.name}.py, which is not beside tarweb.py") from None
 
 
 def add_running(add):
@@ -268,6 +278,7 @@ def check(parser, flags):
     about_tls = {"--redirect-http": flags.redirect_http, "--hsts": flags.hsts is not None,
                  "--ktls=require": flags.ktls == "require", "--tls-min": flags.tls_min != "1.2"}
     for wrong, words in (
+        (flags.pack, "--pack has to be the first argument: tarweb --pack DIRECTORY SITE.tar, then flags of its own"),
         (not flags.tarfile and not flags.site, "what is to be served? Give SITE.tar, or --site HOST=FILE.tar"),
         *((hosts.count(host) > 1, f"--site {host}=... is given twice") for host in hosts),
         (0 < flags.hugepages < 12,

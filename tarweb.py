@@ -292,7 +292,12 @@ def hold_standard_descriptors():
 
 def main(argv=None):
     def parse_and_run():
-        options = parse_arguments(argv, __version__)
+        arguments = sys.argv[1:] if argv is None else argv
+        if arguments[:1] == ["--pack"]:
+            import_group("pack")
+            import pack
+            return pack.main(arguments[1:], "tarweb --pack")
+        options = parse_arguments(arguments, __version__)
         log.setLevel(LEVELS[options.verbose])
         return run(options)
     hold_standard_descriptors()

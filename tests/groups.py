@@ -83,6 +83,20 @@ def ruled(server, *_):
     assert (answer.get("Location"), answer.get("X-Rules")) == ("/next", "yes")
 
 
+def directory(folder, _):
+    """As flags: a site that is a directory."""
+    (folder / "my-site").mkdir(exist_ok=True)
+    (folder / "my-site" / "page.html").write_bytes(FILES["dir/page.html"])
+    return ["--site", f"packed.example={folder / 'my-site'}"]
+
+
+def packed_directory(server, folder, _):
+    plain_http(server)
+    with server.connect() as client:
+        client.send(request("/page.html").replace(b"Host: t", b"Host: packed.example"))
+        assert client.response().body == FILES["dir/page.html"]
+
+
 GROUPS = {
     BASE: Group(lambda folder, pair: [], plain_http),
     "TLS": Group(lambda folder, pair: [*pair.flags], https),
@@ -91,6 +105,7 @@ GROUPS = {
     "PROXY": Group(lambda folder, pair: ["--proxy-from", "127.0.0.0/8", "--passfd", f"{folder / 'passed'}"],
                    behind_another),
     RULES: Group(lambda folder, pair: [], ruled, {"_redirects": b"/old /next\n", "_headers": b"/*\n  X-Rules: yes\n"}),
+    "tools": Group(directory, packed_directory),
 }
 
 

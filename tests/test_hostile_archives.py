@@ -499,7 +499,6 @@ def test_p05_members_of_more_than_4_gib(tmp_path, start):
 
 
 NO_SITE = {
-    "a directory": lambda path: path.mkdir(),
     "an empty file": lambda path: path.touch(),
     "a FIFO": lambda path: os.mkfifo(path),
     "a device": lambda path: path.symlink_to("/dev/zero"),

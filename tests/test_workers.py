@@ -634,7 +634,7 @@ def test_the_parent_lets_secrets_of_session_tickets_go_with_time(monkeypatch):
     supervisor.report = lambda ready: None
     before = time.time()
     supervisor.wait()
-    assert 0 < waited[0] <= 1000 * 3600 + 1
+    assert 0 < waited[0] < 1000 * 3600 + 2      # a millisecond more, as a float
     assert before <= told[0] <= time.time()
     for end in (supervisor.pipe, supervisor.wake_end):
         os.close(end)

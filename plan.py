@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import linux
 from http1 import QUERY, essence, format_date, plain_fields, plain_request, split_head, without_conditions
-from reply import FullResponse, Reply, error_reply, field_lines
+from reply import NO_CACHE, FullResponse, Reply, error_reply, field_lines, text_reply
 
 SEND_SIZE = 512 * 1024      # bytes in one send: large enough for few completions, small enough to time a slow reader
 COLD_SEND_SIZE = 128 * 1024 # the same, where it may have to be read from a disk: others wait while it is copied
@@ -437,9 +437,9 @@ class Site:
         """The Plan for a Request whose body, if any, has been read past."""
         return self.plan(self.reply(request))
 
-    def refuse(self, status, reason):
+    def refuse(self, status, reason, head_only=False):
         """The Plan of an error where there is no Request to answer. The connection ends with it."""
-        return self.plan(error_reply(status, reason))
+        return self.plan(text_reply(status, reason, head_only, b"close", (NO_CACHE,)))
 
     def interim(self):
         return self.plan(Reply(100, (), ()))        # Continue

@@ -370,7 +370,8 @@ class Http1:
         connection.pending = b""
         connection.unread = True
         log.debug("%d: %s", error.status, error.reason)
-        self.send(connection, connection.site.refuse(error.status, error.reason))
+        head_only = connection.head.startswith(b"HEAD ")        # RFC 9110 section 9.3.2: without content
+        self.send(connection, connection.site.refuse(error.status, error.reason, head_only))
 
     def take_head(self, connection):
         pending = connection.pending

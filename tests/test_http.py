@@ -252,6 +252,18 @@ def test_head_has_the_headers_of_get(server, target):
     assert server.fetch(target, "HEAD").body == b""
 
 
+@pytest.mark.parametrize("head", [
+    b"HEAD * HTTP/1.1\r\n" + HOST, b"HEAD / HTTP/1.1\r\nX : y\r\n", b"HEAD / HTTP/3.0\r\n", b"HEAD / HTTP/1.1\r\n",
+    b"HEAD /" + b"x" * 9000 + b" HTTP/1.1\r\n" + HOST])
+def test_a_refused_head_has_no_content_either(server, head):
+    with server.connect() as client:
+        client.send(head + b"\r\n")
+        section, _, content = client.rest().partition(b"\r\n\r\n")
+    assert section.startswith((b"HTTP/1.1 4", b"HTTP/1.1 505 "))
+    assert b"\r\nContent-Length: " in section
+    assert content == b""
+
+
 def test_every_split_of_a_pipeline_in_two(server):
     raw = (request("/next")
            + get(b"Transfer-Encoding: chunked", body=b"3\r\nabc\r\n0\r\n\r\n", target=b"/dir/page.html")

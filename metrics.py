@@ -133,7 +133,7 @@ METRICS = {
         by("class", "responses_total", "Responses sent, in full or in part, by the class of their status.",
            **{f"responses_{status}xx": f"{status}xx" for status in range(1, 6)}),
         one("sent_bytes_total", "bytes_sent", "Bytes of responses sent, headers included, what TLS adds not."),
-        by("result", "memo_lookups_total", "Requests looked up by their bytes. Those that come again and again are hits: not parsed.",
+        by("result", "memo_lookups_total", "Requests looked up by their bytes. What comes often is a hit: not parsed.",
            memo_hits="hit", memo_misses="miss"),
         one("cold_reads_total", "cold", "Pieces of responses that were read from the disk before they were sent."),
         one("archive_faults_total", "faults", "Responses cut off because the archive could not be read. Should be 0."),

@@ -13,6 +13,7 @@ import mmap
 import os
 import re
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,6 +29,7 @@ from tar import CHUNK, Names, Stored, Tree, chunks, members, normal_prefix, open
 from tar import ArchiveError as ArchiveError  # for whoever opens an archive
 
 BATCH_FILES = 256           # small files hashed by one task
+TAG_SIZE, REST_SIZE = 12, 20        # bytes of SHA-256 in an entity tag, and behind them
 NOTED_SIBLINGS_MAX = 10     # that are no variants, reported one by one
 PAGE = b"/404.html"         # in any directory: what is sent for what is missing there
 OWN = b"/_headers", b"/_redirects"      # a site's own rules: see rules.py
@@ -111,10 +113,12 @@ class Archive:
         self.files = 0
         self.bytes = 0
         self.notes: list[str] = []
+        self.bad_siblings: list[str] = []   # sentences, of which `notes` has the first few
         self.own: dict[str, bytes | None] = {}
         self.rules: Any = None
         self.rule_notes: list = []
         self.deepest_page = 0               # the length of the longest path of a directory with a 404.html
+        self._digests = Digests({})
         self._index: Index = {}             # of the files, and
         self._ruled: Mapping[bytes, Entry] = self._index    # the same with what the site's rules make of it
 
@@ -137,6 +141,11 @@ class Archive:
     def overlay(self, changed: Mapping[bytes, Entry]) -> None:
         """Have paths stand for something else, where the site's rules say so."""
         self._ruled = {**self._index, **changed}
+
+    def sha256(self, rep: Representation) -> bytes | None:
+        """SHA-256 of all bytes of a Representation; None where it is another archive's, or there are no entity tags."""
+        rest = self._digests.find(rep.offset - self.address) if self.address <= rep.offset else b""
+        return base64.urlsafe_b64decode(rep.etag[1:-1]) + rest if rest else None
 
     def read(self, rep: Representation) -> bytes:
         """All bytes of a Representation; for start-up, or for what is small. Raises ArchiveError."""
@@ -174,6 +183,10 @@ class Layers:
             if (found := archive.stored(path)) is not None:
                 return found
         return None
+
+    def sha256(self, rep: Representation) -> bytes | None:
+        """As Archive.sha256."""
+        return next(filter(None, (archive.sha256(rep) for archive in self.archives)), None)
 
 
 WHOLE_CHECK = 64 * 1024     # bytes: of more it is not asked whether all are in memory
@@ -254,6 +267,7 @@ def _fill(archive: Archive, prefix: str, etags: bool, dotfiles: bool, clean_urls
         archive.own = _take_own(archive, paths)
     siblings = Siblings(paths)
     found = contents(archive.fd, archive.path, paths, siblings) if etags else {}
+    archive._digests = Digests(found)
     archive._index = archive._ruled = resources(paths, found, siblings, archive.address)
     if clean_urls:
         _add_clean_urls(archive._index)
@@ -267,7 +281,7 @@ def _fill(archive: Archive, prefix: str, etags: bool, dotfiles: bool, clean_urls
         digest.update(b"%b\0%b\0" % (own.encode(), hashlib.sha256(content or b"").digest()))
     archive.digest = digest.hexdigest()[:16]
     archive.places = hash(tuple([stored.offset for stored in paths.values()]))
-    archive.notes = tree.notes() + hidden + siblings.notes(etags)
+    archive.notes, archive.bad_siblings = tree.notes() + hidden + siblings.notes(etags), siblings.bad
     if taken_off and not any(name.startswith(taken_off) for name in tree.nodes):
         archive.notes.append(f"no name begins with {shown(taken_off)}, so --prefix takes nothing off")
     if not paths:
@@ -327,6 +341,7 @@ class Content(NamedTuple):
     utf8: bool              # whether it is text that may be called UTF-8
     crc: int                # CRC-32, where there is a sibling to compare it with, else 0
     ends: bytes             # of such a sibling: its first media.CODING_HEAD bytes and its last media.CODING_TAIL
+    rest: bytes = b""       # of SHA-256, behind what the entity tag has of it
 
 
 UNREAD = Content(b"", True, 0, b"")     # without reading, text is taken for UTF-8
@@ -413,8 +428,24 @@ def _content(chunks: Iterable[bytes], job: Job) -> Content:
             crc = zlib.crc32(chunk, crc)
         if job.is_sibling:
             head, tail = head or chunk[:media.CODING_HEAD], (tail + chunk[-media.CODING_TAIL:])[-media.CODING_TAIL:]
-    etag = b'"' + base64.urlsafe_b64encode(digest.digest()[:12]) + b'"'
-    return Content(etag, encoding is not None and encoding.finish(), crc, head + tail)
+    whole = digest.digest()
+    etag = b'"' + base64.urlsafe_b64encode(whole[:TAG_SIZE]) + b'"'
+    return Content(etag, encoding is not None and encoding.finish(), crc, head + tail, whole[TAG_SIZE:])
+
+
+class Digests:
+    """The rest of SHA-256, behind what entity tags have of it, by where files are: 28 bytes for each, in two pieces of
+    memory that workers share."""
+
+    def __init__(self, found: Mapping[int, Content]):
+        self.offsets = array("Q", sorted(found))
+        self.rests = b"".join([found[offset].rest for offset in self.offsets])
+
+    def find(self, offset: int) -> bytes:
+        """That of the file at an offset in the tar; b"" where there is none."""
+        i = bisect.bisect_left(self.offsets, offset)
+        known = i < len(self.offsets) and self.offsets[i] == offset
+        return self.rests[i * REST_SIZE:(i + 1) * REST_SIZE] if known else b""
 
 
 # --- Siblings
@@ -464,13 +495,17 @@ class Siblings:
 
     def notes(self, read: bool) -> list[str]:
         """Sentences for the operator; `read` is whether anything has been read."""
-        notes = self.bad[:NOTED_SIBLINGS_MAX]
-        if len(self.bad) > NOTED_SIBLINGS_MAX:
-            notes.append(f"{len(self.bad) - NOTED_SIBLINGS_MAX} more files are not sent for those they are beside")
+        notes = sibling_summary(self.bad)
         if self.of and not read:
             notes.append("of files like NAME.gz beside NAME only names and dates are checked, not contents, because of "
                          "--etags=off")
         return notes
+
+
+def sibling_summary(bad: list[str]) -> list[str]:
+    """The first few of sentences on files that are no variants, and how many more there are."""
+    more = len(bad) - NOTED_SIBLINGS_MAX
+    return bad[:NOTED_SIBLINGS_MAX] + [f"{more} more files are not sent for those they are beside"] * (more > 0)
 
 
 # --- Resources

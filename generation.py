@@ -219,11 +219,11 @@ class Generation:
                 linux.populate(archive.address, archive.size)
         return library
 
-    def responders(self, scheme):
-        """For each host (bytes; b"" is the default) the Responder to requests by `scheme`, "http" or "https": the same
-        one for hosts of the same archive."""
-        by_archive = {layers[0]: Responder(Layers(layers) if len(layers) > 1 else layers[0], self.options.cache_control,
-                                           layers[0].rules, scheme, max(archive.deepest_page for archive in layers))
+    def responders(self, scheme, kind=Responder):
+        """For each host (bytes; b"" is the default) the Responder, of that `kind`, to requests by `scheme`, "http" or
+        "https": the same one for hosts of the same archive."""
+        by_archive = {layers[0]: kind(Layers(layers) if len(layers) > 1 else layers[0], self.options.cache_control,
+                                      layers[0].rules, scheme, max(archive.deepest_page for archive in layers))
                       for layers in self.layers.values()}
         return {host.encode(): by_archive[layers[0]] for host, layers in self.layers.items()}
 

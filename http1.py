@@ -42,7 +42,8 @@ class Fields(NamedTuple):
     content_length: int
     expect: bytes | None            # b"100-continue", or what else is expected as it stands; None: nothing
     codings: frozenset              # acceptable content codings among "", br, zstd, gzip ("" is identity)
-    conditional: bool               # whether any of the fields below is there
+    digest: bool                    # whether Want-Repr-Digest asks for sha-256
+    conditional: bool               # whether it does, or any of the fields below is there
     if_match: bytes | None
     if_none_match: bytes | None
     if_modified_since: bytes | None
@@ -247,7 +248,10 @@ def merge_slashes(path):
 
 WANTED = {name: i for i, name in enumerate((
     b"host", b"connection", b"transfer-encoding", b"content-length", b"expect", b"accept-encoding",
-    b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range"))}
+    b"want-repr-digest", b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range",
+    b"range"))}
+SF_KEY = rb"[a-z*][a-z0-9_\-.*]*+"
+PREFERENCE = re.compile(rb"(%b)(?:=([0-9]{1,15}))?(?:;[ ]*+%b(?:=[!#-+\--:<-~]++)?)*" % (SF_KEY, SF_KEY))
 WANTED_LINE = re.compile(rb"\n(%b):([^\r]*+)" % b"|".join(WANTED))      # in lower case, of a block without other CRs
 
 
@@ -264,15 +268,16 @@ def parse_fields(block):
                 raise HttpError(400, f"{name.decode()} is given twice")
             value = found[i] + b", " + value        # RFC 9110 section 5.3; what is no list becomes unreadable: ignored
         found[i] = value
-    host, connection, coding, length, expect, accept, *conditions = found
+    host, connection, coding, length, expect, accept, wanted, *conditions = found
     if host is not None and not is_host(host):
         raise HttpError(400, "malformed Host")
     if coding is not None and length is not None:
         raise HttpError(400, "both Transfer-Encoding and Content-Length")
     options = list_members(connection or b"")           # RFC 9110 section 7.6.1
+    digest = wanted is not None and wants_sha256(wanted)
     return Fields(host, b"close" in options, b"keep-alive" in options, coding, parse_length(length),
-                  parse_expect(expect), acceptable_codings(accept), any(value is not None for value in conditions),
-                  *conditions)
+                  parse_expect(expect), acceptable_codings(accept), digest,
+                  digest or any(value is not None for value in conditions), *conditions)
 
 
 @lru_cache(MEMO_VALUES)
@@ -286,6 +291,19 @@ def parse_expect(value):
     if value is None or not (members := list_members(value)):
         return None
     return b"100-continue" if members == {b"100-continue"} else value
+
+
+@lru_cache(MEMO_VALUES)
+def wants_sha256(value):
+    """Whether a Want-Repr-Digest field value asks for sha-256 (RFC 9530 section 4): a dictionary (RFC 8941 section 3.2)
+    of algorithms, each with a preference from 1 to 10, or 0 where it is not wanted. Anything else is ignored."""
+    preferences = {}
+    for text in value.split(b","):
+        member = PREFERENCE.fullmatch(text.strip(b"\t "))
+        if not member:
+            return False
+        preferences[member[1]] = member[2]      # of several, the last one counts
+    return 1 <= int(preferences.get(b"sha-256") or 0) <= 10
 
 
 def parse_length(value):

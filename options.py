@@ -22,6 +22,7 @@ examples:
   python3 tarweb.py site.tar                          http://localhost:8080/
   python3 tarweb.py -l 127.0.0.1:8000 site.tar        this machine only
   python3 tarweb.py --pack my-site site.tar           makes site.tar out of a directory
+  python3 tarweb.py --explain 'GET /path' site.tar    why a request gets what it gets
   python3 tarweb.py --threads auto --watch --access-log access.log --status 127.0.0.1:8081 site.tar
   python3 tarweb.py --site example.com=a.tar --site '*.example.org=b.tar'
   python3 tarweb.py -C fullchain.pem -P privkey.pem -l [::]:443 --redirect-http [::]:80 site.tar
@@ -34,7 +35,8 @@ HOST = r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]+\]"
 
 # The groups of modules that a server can do without: each is needed by a flag (here as its field of the options), and
 # imported only where that is given. Without the flag their files need not be there.
-GROUPS = {"pack": ("codings", "folder", "packed", "pack"),
+GROUPS = {"pack": ("codings", "folder", "packed", "pack"), "check": ("codings", "folder", "check"),
+          "explain": ("explain",),
           "tls_cert": ("openssl", "credentials", "ktls", "tls", "transport"),
           "access_log": ("accesslog",), "status": ("metrics",),
           "proxy_from": ("proxy",), "forwarded_from": ("proxy",), "passfd": ("proxy",)}
@@ -120,6 +122,10 @@ def site(text):
     return match[1].lower().removesuffix("."), match[2]
 
 
+def request_line(text):
+    return matched(r"(?s)\S+ .+", text, "is no request: write 'GET /path'")[0]
+
+
 def field_value(text):
     return matched(r"[!-~](?:[\t -~]*[!-~])?|", text, "cannot stand in a header field")[0].encode()
 
@@ -135,8 +141,7 @@ def parse_arguments(argv, version):
     add = parser.add_argument
     add("tarfile", metavar="SITE.tar", nargs="?",
         help="an uncompressed tar, or, to try things out, a directory; with --site, for all other hosts")
-    add("--pack", metavar=("DIRECTORY", "SITE.tar"), nargs=2,
-        help="serve nothing, but make an archive of a directory; to be given first, and --pack --help says more")
+    add_tools(add)
     add("-l", "--listen", metavar="ADDR", type=listen_address, action="append", default=[],
         help="ADDR:PORT or unix:PATH[,MODE], where to listen, repeatable; port 0 takes a free one; [::] takes IPv4 "
              "too, unless an IPv4 address is given with the same port (default: [::]:8080; with TLS [::]:8443)")
@@ -172,6 +177,7 @@ def parse_arguments(argv, version):
     add_tls(parser.add_argument_group("TLS").add_argument)
     add_front(parser.add_argument_group("behind another server").add_argument)
     add_patience_and_tuning(parser)
+    argv = ["--check=text" if word == "--check" else word for word in argv]     # its value is no word of its own
     flags = parser.parse_args(argv, argparse.Namespace(version=version))
     for name in GROUPS:
         if getattr(flags, name):
@@ -195,6 +201,19 @@ def import_group(name, given=""):
                 raise
             needing = f"{given} is a directory, which" if given else "--" + name.replace("_", "-")
             raise UsageError(f"{needing} needs {error.name}.py, which is not beside tarweb.py") from None
+
+
+def add_tools(add):
+    """Flags of what serves nothing."""
+    add("--pack", metavar=("DIRECTORY", "SITE.tar"), nargs=2,
+        help="serve nothing, but make an archive of a directory; to be given first, and --pack --help says more")
+    add("--check", metavar="=json", nargs="?", const="text", choices=("text", "json"),
+        help="serve nothing, but read everything and say what is wrong with the site: a line for each finding, or, for "
+             "programs, a JSON object. Exit status: 0 nothing found, 1 findings, 2 wrong usage")
+    add("--explain", metavar="REQUEST", type=request_line,
+        help="serve nothing, but print what a request like 'GET /path' gets, and why")
+    add("-H", "--header", metavar="LINE", action="append", default=[],
+        help="a header line of that request, 'Name: value'; repeatable (default: Host: localhost)")
 
 
 def add_running(add):
@@ -279,6 +298,7 @@ def check(parser, flags):
                  "--ktls=require": flags.ktls == "require", "--tls-min": flags.tls_min != "1.2"}
     for wrong, words in (
         (flags.pack, "--pack has to be the first argument: tarweb --pack DIRECTORY SITE.tar, then flags of its own"),
+        (flags.header and not flags.explain, "--header is a line of the request that --explain is about"),
         (not flags.tarfile and not flags.site, "what is to be served? Give SITE.tar, or --site HOST=FILE.tar"),
         *((hosts.count(host) > 1, f"--site {host}=... is given twice") for host in hosts),
         (0 < flags.hugepages < 12,

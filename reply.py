@@ -6,6 +6,7 @@ same for every version of HTTP, each of which puts them on the wire in its own w
 
 import re
 import secrets
+from base64 import b64encode
 from functools import lru_cache, partial
 from html import escape
 from http import HTTPStatus
@@ -60,8 +61,8 @@ new_full_response = partial(tuple.__new__, FullResponse)        # as new_request
 class Responder:
     """Answers requests from one archive. `cache_control` (bytes) goes with every file of it that is asked for.
 
-    rules: the site's own (rules.Rules), or None; then `archive` need not have more than `find`. scheme: by which its
-    requests come, "http" or "https". deepest_page: as in Archive, 0 for a 404.html in the root alone."""
+    rules: the site's own (rules.Rules), or None; then `archive` need not have more than `find` and `sha256`. scheme: by
+    which its requests come, "http" or "https". deepest_page: as in Archive, 0 for a 404.html in the root alone."""
 
     def __init__(self, archive, cache_control, rules=None, scheme="http", deepest_page=0):
         self.archive, self.rules, self.scheme, self.deepest_page = archive, rules, scheme.encode(), deepest_page
@@ -178,10 +179,11 @@ class Responder:
         chosen, vary, connection, head_only, blocks = response
         return self.whole(chosen, vary, connection, head_only, blocks and self.rules.dress_of(blocks))
 
-    def whole(self, chosen, vary, connection, head_only, dress):
-        """200 with all of a file. `dress`, here and below, is the rules.Dress that the response gets, if any."""
+    def whole(self, chosen, vary, connection, head_only, dress, digest=()):
+        """200 with all of a file. `dress`, here and below, is the rules.Dress that the response gets, if any; `digest`
+        as `digest_fields` gives it."""
         body = () if head_only else chosen.spans()
-        reply = Reply(200, self.file_fields(chosen, vary, chosen.length), body, connection, chosen.mtime)
+        reply = Reply(200, self.file_fields(chosen, vary, chosen.length, *digest), body, connection, chosen.mtime)
         return put_on(dress, reply) if dress else reply
 
     def file_fields(self, chosen, vary, length, *content):
@@ -193,6 +195,12 @@ class Responder:
         etag = ((b"ETag", chosen.etag),) if chosen.etag else ()
         return *etag, *self.cache_control
 
+    def digest_fields(self, request, chosen):
+        """Repr-Digest, where it is wanted and known (RFC 9530 section 3). It is of the Representation, whatever part
+        of that is sent. No Vary tells of it: whoever did not ask for it can be sent it all the same."""
+        digest = self.archive.sha256(chosen) if request.fields.digest else None
+        return ((b"Repr-Digest", b"sha-256=:%b:" % b64encode(digest)),) if digest else ()
+
     def file(self, request, resource, dress):
         """The Reply for a Resource; no FullResponse, because the next request for its path may get something else."""
         chosen, vary = select(resource, request.fields.codings), bool(resource.variants)
@@ -202,8 +210,8 @@ class Responder:
         return reply or self.whole(chosen, vary, request.connection, request.method == b"HEAD", dress)
 
     def conditional(self, request, resource, chosen, dress):
-        """The Reply to a request with preconditions or a range (RFC 9110 section 13.2.2 gives the order); None where
-        they do not count. `chosen` is what of the Resource is sent where no range counts."""
+        """The Reply to a request with preconditions or a range (RFC 9110 section 13.2.2 gives the order), or one that
+        wants a digest; None where they do not count. `chosen` is what of the Resource is sent where no range counts."""
         fields, connection, vary = request.fields, request.connection, bool(resource.variants)
         ranges = None
         if fields.range is not None and request.method == b"GET":
@@ -214,25 +222,26 @@ class Responder:
         if status == 304:
             reply = Reply(304, (*self.validators(chosen), *vary_fields(vary)), (), connection, chosen.mtime)
             return put_on(dress, reply) if dress else reply
+        digest = self.digest_fields(request, chosen)
         if ranges is None:
-            return None
+            return self.whole(chosen, vary, connection, request.method == b"HEAD", dress, digest) if digest else None
         if not ranges:
             unsatisfied = b"Content-Range", b"bytes */%d" % chosen.length
             return error_reply(416, "", request, (unsatisfied, *vary_fields(vary)))
-        return self.partial(chosen, ranges, vary, connection, dress)
+        return self.partial(chosen, ranges, vary, connection, dress, digest)
 
-    def partial(self, chosen, ranges, vary, connection, dress):
+    def partial(self, chosen, ranges, vary, connection, dress, digest):
         """206 (RFC 9110 section 15.3.7): one range as it is, several as multipart/byteranges."""
         if len(ranges) == 1:
             [(start, end)] = ranges
             body, length = chosen.spans(start, end), end - start
-            fields = self.file_fields(chosen, vary, length, content_range(start, end, chosen.length))
+            fields = self.file_fields(chosen, vary, length, content_range(start, end, chosen.length), *digest)
         else:
             if dress and dress.media_type is not None:
                 chosen = chosen._replace(media_type=dress.media_type)
             body, length = multipart(chosen, ranges)
             several = chosen._replace(media_type=b"multipart/byteranges; boundary=" + BOUNDARY)
-            fields = self.file_fields(several, vary, length)
+            fields = self.file_fields(several, vary, length, *digest)
             dress = dress and dress.of_parts()
         reply = Reply(206, fields, body, connection, chosen.mtime)
         return put_on(dress, reply) if dress else reply

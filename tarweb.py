@@ -198,16 +198,21 @@ def operations(options, tls, lazy):
             | ({linux.OP_RECVMSG, linux.OP_URING_CMD} if tls and tls.kernel_ciphers else set()))        # kernel TLS
 
 
+def make_memo(options, library):
+    """The Memo of a worker, and of whatever is to answer like one."""
+    hsts = () if options.hsts is None else ((b"Strict-Transport-Security", b"max-age=%d" % options.hsts),)
+    return Memo(library, SERVER, time.time(), hsts)
+
+
 def make_worker(generation, listeners, number, scoreboard, row, options, sandbox):
     """The Worker of a generation that accepts on the `number`-th of each of `listeners`, in a process that has dropped
     what a Sandbox drops first."""
     served, redirect = ([listener.fileno() for listener in sockets] for sockets in listeners.of(number))
     counts, signals = Counts(), signal_pipe()
     library, tls = generation.library(), generation.tls
-    hsts = () if options.hsts is None else ((b"Strict-Transport-Security", b"max-age=%d" % options.hsts),)
     if library.lazy:
         linux.lock_program()
-    memo = Memo(library, SERVER, time.time(), hsts)
+    memo = make_memo(options, library)
     site = make_site(memo, generation.responders(generation.scheme))
     if options.trusted and generation.scheme == "http" and generation.tell_schemes_apart():
         site.over_tls = make_site(memo, generation.responders("https"))
@@ -299,6 +304,12 @@ def main(argv=None):
             return pack.main(arguments[1:], "tarweb --pack")
         options = parse_arguments(arguments, __version__)
         log.setLevel(LEVELS[options.verbose])
+        if options.check:
+            import check
+            return check.run(options)
+        if options.explain:
+            from explain import explain
+            return explain(options, partial(make_memo, options))
         return run(options)
     hold_standard_descriptors()
     logging.raiseExceptions = False     # a line that cannot be written is lost, and nothing else

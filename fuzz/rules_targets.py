@@ -77,7 +77,7 @@ class AllRuled:
     """An archive in which nothing has been worked out beforehand."""
 
     def __init__(self, archive):
-        self.stored = archive.stored
+        self.stored, self.sha256 = archive.stored, archive.sha256
 
     def find(self, path):
         found = self.stored(path)

@@ -109,6 +109,10 @@ GROUPS = {
 }
 
 
+# Files of a group that serving does not need, with the flags that need them.
+COMMANDS = {"check.py": ["--check"], "explain.py": ["--explain", "GET /"]}
+
+
 def run_http_tests(program):
     """Run the tests of HTTP with another copy of the server."""
     outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

@@ -310,12 +310,12 @@ CASES = TWO_LENGTHS | OBSCURED_NAMES | CODINGS | CHUNK_LINES | CHUNK_ENDS | TRAI
 # --- at a socket ---------------------------------------------------------------------------------------------------
 
 
-def answers(client):
-    """The responses to all that has been sent, until the server ends the connection."""
+def answers(client, method="GET"):
+    """The responses to all that has been sent, with that method, until the server ends the connection."""
     client.half_close()
     found = []
     while not client.at_end():
-        found.append(client.response())
+        found.append(client.response(method))
     return found
 
 

@@ -128,6 +128,8 @@ FIREFOX = (b"User-Agent: Mozilla/5.0", b"Accept: */*", b"Accept-Encoding: gzip, 
 DATES = [b"If-Modified-Since: " + date.encode() for date in (replies.DATE, replies.BEFORE, replies.AFTER)]
 TAG, SAME, OTHER_TAG = b'If-None-Match: "tag"', b'If-None-Match: W/"tag"', b'If-None-Match: "x"'
 SLICE = b"Range: bytes=10-19"
+WANTED = [b"Want-Repr-Digest: " + value for value in (b"sha-256=10", b"sha-512=3,sha-256=1", b"sha-256=0", b"sha-512=9",
+                                                      b"sha-256", b"", b"x y")]
 SHORT = {
     "a file": head(target=b"/plain"),
     "a browser": head(*FIREFOX, target=b"/packed"),
@@ -179,14 +181,19 @@ SHORT = {
         [SLICE, b'If-Range: "tag"'], [SLICE, b'if-range: "x"'], [b'If-Range: "x"'],
         *([b"If-Match: " + value, line] for value in (b'"tag"', b'"x"', b"*") for line in (OTHER_TAG, TAG, SLICE)),
         [OTHER_TAG, b'If-Match: "x"'], [b"If-Unmodified-Since: " + replies.BEFORE.encode(), SLICE],
-        [OTHER_TAG, b"If-Unmodified-Since: " + replies.BEFORE.encode()])},
+        [OTHER_TAG, b"If-Unmodified-Since: " + replies.BEFORE.encode()],
+        *([*before, one, *behind] for one in WANTED for before, behind in (
+            ([], []), ([], [SLICE]), ([SLICE], []), ([], [OTHER_TAG]), ([TAG], []), ([OTHER_TAG, SLICE], []),
+            ([SLICE], [b'If-Range: "tag"']))),
+        [WANTED[2], WANTED[0]], [WANTED[0], WANTED[2]], [WANTED[0].lower()], [b"X-Y: z", WANTED[0], SLICE, DATES[1]])},
     **{f"{line!r} of {method!r} {path!r} beside {more!r}": head(line, *more, target=path, method=method)
        for method, path in ((b"HEAD", b"/plain"), (b"GET", b"/packed"), (b"GET", b"/empty"), (b"GET", b"/untagged"),
                             (b"GET", b"/later"), (b"GET", b"/sparse"), (b"GET", b"/big"), (b"GET", b"/huge"),
                             (b"GET", b"/dir"), (b"GET", b"/nowhere"), (b"OPTIONS", b"/plain"), (b"POST", b"/plain"))
-       for line in (SLICE, OTHER_TAG, b'If-None-Match: "2000-500"', b'If-None-Match: "2500-100"', b"If-None-Match: *",
-                    b"Range: bytes=0-999999999", DATES[0])
-       for more in ((), (b"Accept-Encoding: gzip, br",), (b"Connection: close",))},
+       for line in (SLICE, OTHER_TAG, WANTED[0], b'If-None-Match: "2000-500"', b'If-None-Match: "2500-100"',
+                    b"If-None-Match: *", b"Range: bytes=0-999999999", DATES[0])
+       for more in ((), (b"Accept-Encoding: gzip, br",), (b"Connection: close",), (WANTED[1],))},
+    "a query, and a digest": head(WANTED[0], target=b"/plain?a=b"),
 }
 LONG = {
     "HTTP/1.0": head(target=b"/plain", version=b"HTTP/1.0"),
@@ -297,12 +304,13 @@ RANGES = [b"bytes=0-9", b"bytes=10-19", b"bytes=990-5000", b"bytes=5000-6000", b
 WHEN = [replies.DATE.encode(), replies.BEFORE.encode(), replies.AFTER.encode(), http1.format_date(NOW + LATER), b"x"]
 VALUES = {
     b"If-None-Match": TAGS, b"Range": RANGES, b"If-Modified-Since": WHEN, b"If-Range": [*TAGS[:4], *WHEN],
+    b"Want-Repr-Digest": [b"sha-256=10", b"sha-512=3, sha-256=1", b"sha-256=0", b"x=1", b"x="],
     b"If-Match": TAGS, b"If-Unmodified-Since": WHEN, b"Cookie": [b"a", b"\xff"], b"Referer": [b"", b"/"],
     b"User-Agent": [b"x", b"y\tz"], b"X-A": [b"b"], b"x-": [b""], b"Via": [b"1.1 p"], b"Forwarded": [b"for=x"],
     b"traceparent": [b"0"], b"Accept": [b"*/*"], b"Accept-Encoding": [b"gzip", b"br, gzip", b"*;q=0", b"gzip, *;q=0"],
     b"Connection": [b"close", b"keep-alive", b"Cookie"], b"Host": [b"t", b"a.two.test", b"u v"],
     b"Expect": [b"100-continue", b"x", b""], b"Content-Length": [b"0", b"3", b"x"], b"Transfer-Encoding": [b"chunked"]}
-OFTEN = [b"If-None-Match", b"Range", b"If-Modified-Since", b"Cookie", b"X-A", b"Referer"]
+OFTEN = [b"If-None-Match", b"Range", b"Want-Repr-Digest", b"If-Modified-Since", b"Cookie", b"X-A", b"Referer"]
 
 
 @st.composite

@@ -5,7 +5,7 @@ import shutil
 import signal
 
 import pytest
-from groups import BASE, GROUPS, RULES, files_of_groups, run_http_tests
+from groups import BASE, COMMANDS, GROUPS, RULES, files_of_groups, run_http_tests
 from support import FILES, PYTHON, ROOT, TARWEB, run_tarweb, wait_until
 
 FILES_OF = files_of_groups()
@@ -83,7 +83,7 @@ def refusal(program, site, flags):
 def test_a_missing_file_is_named_and_what_needs_it(site, pairs, tmp_path, missing):
     (group,) = (group for group, names in FILES_OF.items() if missing in names)
     program = copy(tmp_path / "files", ALL - {missing})
-    flags = GROUPS[group].flags(tmp_path, pairs["p256"])
+    flags = COMMANDS.get(missing) or GROUPS[group].flags(tmp_path, pairs["p256"])
     sentence = refusal(program, site, flags)
     assert missing in sentence
     assert flags[0] in sentence
@@ -127,7 +127,7 @@ def test_what_is_not_used_is_not_imported(start, pairs, tmp_path, name):
     server.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "reloaded: generation 2 " in server.stderr())
     server.stop()
-    assert imported(server) == {*FILES_OF[BASE], *FILES_OF[name], *FILES_OF[RULES]} - {TARWEB.name}
+    assert imported(server) == {*FILES_OF[BASE], *FILES_OF[name], *FILES_OF[RULES]} - {TARWEB.name, *COMMANDS}
 
 
 def test_rules_are_not_imported_where_they_are_not_wanted(site, start):

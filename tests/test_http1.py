@@ -383,7 +383,7 @@ def test_what_is_refused_is_refused_alike_however_it_comes(case):
 
 
 def test_a_plain_request_in_full():
-    fields = http1.Fields(b"t", False, False, None, 0, None, frozenset({""}), False, *[None] * 6)
+    fields = http1.Fields(b"t", False, False, None, 0, None, frozenset({""}), False, False, *[None] * 6)
     assert accepted(head()) == http1.Request(b"GET", b"/", b"", b"", False, fields)
 
 

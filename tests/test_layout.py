@@ -46,10 +46,13 @@ MAY_IMPORT = {  # arrows run one way
     "folder": {"media", "tar"},
     "codings": {"folder", "media", "tar"},
     "packed": {"codings", "folder", "media", "tar"},
+    "explain": {"archive", "clock", "connection", "generation", "linux", "plan", "reply", "tar", "worker"},
     "pack": {"codings", "folder", "linux", "media", "options", "packed", "tar"},
-    "tarweb": {"accesslog", "archive", "clock", "connection", "credentials", "generation", "linux", "listeners",
-               "metrics", "options", "pack", "plan", "reply", "sandbox", "supervisor", "tar", "tls", "transport",
-               "uring", "worker"},
+    "check": {"archive", "codings", "generation", "http1", "media", "reply", "tar"},
+    "tarweb": {"accesslog", "archive", "check", "clock", "connection", "credentials", "explain", "generation",
+               "linux",
+               "listeners", "metrics", "options", "pack", "plan", "reply", "sandbox", "supervisor", "tar", "tls",
+               "transport", "uring", "worker"},
 }
 BIND_C = {"linux", "uring", "openssl", "credentials", "ktls", "tls"}    # these have ctypes, and call what they like
 # What others call of C by way of these six: OpenSSL's functions, and such of ours as do what they are told with any

@@ -11,8 +11,8 @@ from test_systemd import as_service
 from options import GROUPS, parse_arguments
 
 NEEDED = [(name, module) for name, modules in GROUPS.items() for module in modules]
-VALUES = {"pack": ("my-site",), "tls_cert": ("cert.pem", "--tls-key", "key.pem"), "access_log": ("-",),
-          "status": ("127.0.0.1:0",), "proxy_from": ("127.0.0.1",),
+VALUES = {"pack": ("my-site",), "check": (), "explain": ("GET /",), "tls_cert": ("cert.pem", "--tls-key", "key.pem"),
+          "access_log": ("-",), "status": ("127.0.0.1:0",), "proxy_from": ("127.0.0.1",),
           "forwarded_from": ("127.0.0.1", "--access-log", "-"), "passfd": ("socket",)}
 
 

@@ -2,6 +2,7 @@
 
 import email
 import email.policy
+import hashlib
 import html
 import itertools
 import re
@@ -48,6 +49,9 @@ class Contents:
 
     def __init__(self, paths):
         self.find = paths.get
+
+    def sha256(self, rep):
+        return hashlib.sha256(content(rep)).digest() if rep.etag else None
 
 
 RESPONDER = Responder(Contents(SITE), b"max-age=60")

@@ -20,8 +20,8 @@ sys.path.append(str(ROOT))
 import metrics  # noqa: E402
 from connection import FREE, STATES  # noqa: E402
 
-SHOWN = ("small", "browser", "miss", "files", "24k", "1m", "100m", "newconn", "log", "two",
-         "tls-small", "tls-1m", "tls-handshake", "tls-resume")
+SHOWN = ("small", "browser", "miss", "files", "mix", "missing", "conditional", "ranges", "24k", "1m", "100m", "newconn",
+         "log", "two", "tls-small", "tls-mix", "tls-24k", "tls-1m", "tls-handshake", "tls-resume")
 PAIRS = {"log": ("tarweb, combined", "nginx, combined"), "two": ("tarweb, 2 workers", "nginx, 2 workers")}
 
 

@@ -628,7 +628,8 @@ def test_killed_at_any_moment(site, tmp_path):
 def test_told_to_end(site, tmp_path, number):
     fill(site, {"large.txt": prose(100 * MIB)})
     (tmp_path / "site.tar").write_bytes(b"the archive before")
-    process = begin(site, tmp_path / "site.tar", *GZIP)
+    process = begin(site, tmp_path / "site.tar", *GZIP,
+                    preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))        # nohup(1) has SIGHUP ignored
     wait_until(lambda: strays(tmp_path) or process.poll() is not None)
     process.send_signal(number)
     assert process.wait(20) == -number

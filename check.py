@@ -29,7 +29,7 @@ import http1
 import media
 from archive import PAGE, PATH_SAFE, Archive, Representation, Resource, sibling_summary
 from codings import SUFFIXES, Tool, find_tools
-from generation import Generation
+from generation import Generation, counted
 from reply import FullResponse, Reply, Responder
 from tar import Names, shown
 
@@ -81,7 +81,8 @@ def run(options) -> int:
             for finding in findings(Site(archive, responders[host.encode()], host, generation.rules)):
                 found += not finding.hint
                 print(finding.record(name) if options.check == "json" else finding.words(name))
-            log.info("%s: %d files checked, %s", name, archive.files, f"{found} findings" if found else "nothing found")
+            log.info("%s: %s checked, %s", name, counted(archive.files, "file"),
+                     counted(found, "finding") if found else "nothing found")
             count += found
         print(end="", flush=True)
     except BrokenPipeError:                     # the reader has closed its end, as head does

@@ -275,8 +275,12 @@ class Generation:
     def words(self):
         """3 files, 12.3 kB, from site.tar"""
         count, length = sum(archive.files for archive in self.newest), sum(archive.bytes for archive in self.newest)
-        files = f"{count} file{'s' * (count != 1)}"
-        return f"{files}, {size(length)}, from {', '.join(dict.fromkeys(a.path for a in self.newest))}"
+        return f"{counted(count, 'file')}, {size(length)}, from {', '.join(dict.fromkeys(a.path for a in self.newest))}"
+
+
+def counted(number, noun):
+    """1 file, 2 files"""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def size(count):

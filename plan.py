@@ -229,8 +229,6 @@ class BlockMemo(dict):
             block[line] = plan
 
     def clear(self):
-        for block in self.values():
-            block.clear()
         super().clear()
         self.room = self.size
 
@@ -251,7 +249,7 @@ class Memo:
         self.tallies = [[0] for _ in range(6)]      # responses, by the first digit of their status
         self.plans = []                             # a dict for each site, since sites may answer differently
         self.newest = {}                            # that one of them which the latest plan is in
-        self.lines: dict = {}                             # for some of `requests`: what the access log says of them
+        self.lines: dict = {}                       # for some of `requests`: what the access log says of them
         self.seen = bytearray(1 << SEEN_BITS)       # for each hash's low bits, some others of the last that came
         requests, blocks = self.sizes
         self.requests = RequestMemo(requests, self.came_before, lambda request: self.lines.pop(request, None))
@@ -439,7 +437,7 @@ class Site:
 
     def refuse(self, status, reason, head_only=False):
         """The Plan of an error where there is no Request to answer. The connection ends with it."""
-        return self.plan(text_reply(status, reason, head_only, b"close", (NO_CACHE,)))
+        return self.plan(text_reply(status, reason, (NO_CACHE,), head_only, b"close"))
 
     def interim(self):
         return self.plan(Reply(100, (), ()))        # Continue

@@ -257,26 +257,32 @@ def put_on(dress, reply):
 def content_reply(status, media_type, content, request=None, extra=()):
     """The Reply with `content` (bytes), which is in no archive; `extra` is more header fields. Without a `request`,
     because what came cannot be understood as one, the connection ends with it."""
+    return own_reply(status, media_type, content, extra, *framing(request))
+
+
+def framing(request):
+    """(whether the response has no body, what it says of the connection)."""
+    return (request.method == b"HEAD", request.connection) if request else (False, b"close")
+
+
+def own_reply(status, media_type, content, extra, head_only, connection):
     fields = (b"Content-Type", media_type), length_field(len(content)), *extra, NOSNIFF
-    head_only = request is not None and request.method == b"HEAD"
-    return Reply(status, fields, () if head_only else (content,), request.connection if request else b"close")
+    return Reply(status, fields, () if head_only else (content,), connection)
 
 
 def error_reply(status, reason, request=None, extra=(), caching=NO_CACHE):
     """A short text. `reason` (a few words, or "") explains the status; all else is as in content_reply."""
-    head_only, connection = (request.method == b"HEAD", request.connection) if request else (False, b"close")
-    return text_reply(status, reason, head_only, connection, (*extra, caching))
+    return text_reply(status, reason, (*extra, caching), *framing(request))
 
 
 def not_acceptable(request, vary):
     return error_reply(406, "no content coding of this file is acceptable", request, vary_fields(vary))
 
 
-@lru_cache(64)
-def text_reply(status, reason, head_only, connection, extra):
+@lru_cache(64)              # a flood of 404s asks for the same one again and again
+def text_reply(status, reason, extra, head_only, connection):
     text = f"{status} {HTTPStatus(status).phrase}{': ' if reason else ''}{reason}\n".encode()
-    fields = (b"Content-Type", b"text/plain; charset=utf-8"), length_field(len(text)), *extra, NOSNIFF
-    return Reply(status, fields, () if head_only else (text,), connection)
+    return own_reply(status, b"text/plain; charset=utf-8", text, extra, head_only, connection)
 
 
 # --- redirects

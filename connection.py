@@ -175,7 +175,7 @@ class Connections:
 
     def move(self, connection, event):
         """Where a connection changes state. The steps that are written out instead: REQUEST and SENT where they are too
-        frequent for a call (Worker.run, Http1.send, UserspaceTls.answer and on_sealed_sent), with them CONTINUE; and
+        frequent for a call (Worker.run, Http1.send, UserspaceTls.send_kept and on_sealed_sent), with them CONTINUE; and
         BODY_AHEAD (Http1.begin_body), which leaves `since` as it is."""
         connection.state = connection.state[event]
         connection.since = self.tick

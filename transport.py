@@ -316,11 +316,7 @@ class Handshake(Plain):
         setattr(self.counts, name, getattr(self.counts, name) + 1)
         self.connections.move(connection, SECURED)
         data, connection.pending = connection.pending, b""
-        plan = connection.known(data)
-        if plan is not None:
-            self.counts.memo_hits += 1
-        elif (plan := connection.answer(data)) is not None:
-            self.counts.memo_misses += 1
+        plan = connection.protocol.look_up(connection, data)
         if plan is not None:
             connection.head = data
             connection.protocol.send(connection, plan)
@@ -460,15 +456,11 @@ class UserspaceTls(Plain):
             self.connections.end(connection)
             return
         if connection.state is IDLE and not session.at_end:
-            plan = connection.known(data)
-            if plan is not None:
-                self.counts.memo_hits += 1
-            elif (plan := connection.answer(data)) is not None:
-                self.counts.memo_misses += 1
+            plan = connection.protocol.look_up(connection, data)
             if plan is not None:
                 connection.head = data
                 if plan.dated is connection.site.status_heads.date and not session.output and plan.done == plan.total:
-                    self.answer(connection, session, plan)
+                    self.send_kept(connection, session, plan)
                 else:
                     connection.protocol.send(connection, plan)
                 if not connection.receiving:
@@ -476,7 +468,7 @@ class UserspaceTls(Plain):
                 return
         self.on_plaintext(connection, session, data)
 
-    def answer(self, connection, session, plan):
+    def send_kept(self, connection, session, plan):
         """The way of nearly every request: what `send` leads to, for a plan in one piece with the Date of now."""
         connection.state, connection.since, connection.plan = RESPONDING, self.connections.tick, plan
         connection.attention = False

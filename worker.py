@@ -355,6 +355,17 @@ class Http1:
                 return
         connection.transport.go_on(connection)
 
+    def look_up(self, connection, data):
+        """The Plan for `data`, counted, where it is one whole request that is known or has a short way to its answer;
+        else None. Worker.run has this written out."""
+        plan = connection.known(data)
+        if plan is not None:
+            self.counts.memo_hits += 1
+            return plan
+        plan = None if data is self.unanswered else connection.answer(data)
+        self.counts.memo_misses += plan is not None
+        return plan
+
     def advance(self, connection):
         """Take from `pending` what the connection's state waits for. A parse error is answered and ends the
         connection."""
@@ -384,14 +395,11 @@ class Http1:
             return
         head, connection.pending, connection.scanned = pending[:end], pending[end:], 0
         connection.head = head
-        plan = connection.known(head)
-        self.counts.memo_hits += plan is not None
-        self.counts.memo_misses += plan is None
-        if plan is None and head is not self.unanswered:
-            plan = connection.answer(head)
+        plan = self.look_up(connection, head)
         if plan is not None:
             self.send(connection, plan)
             return
+        self.counts.memo_misses += 1
         request = http1.parse_head(head)
         if request.has_body:
             self.begin_body(connection, request)

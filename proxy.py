@@ -112,14 +112,11 @@ def take_block(data):
 
 def check_tlvs(header, at):
     """Section 2.2: from `at` on, type, length and value, one after the other; a checksum is right (2.2.3)."""
-    while at < len(header):
-        value = at + 3
-        end = value + int.from_bytes(header[at + 1:value], "big")
+    for kind, value, end in tlvs(header, at):
         if end > len(header):
             raise ProxyError("version 2: a TLV that is cut off")
-        if header[at] == CRC32C and header[value:end] != checksum(header[:value] + bytes(4) + header[end:]):
+        if kind == CRC32C and header[value:end] != checksum(header[:value] + bytes(4) + header[end:]):
             raise ProxyError("version 2: wrong checksum")
-        at = end
 
 
 def tells_tls(header):
@@ -127,15 +124,16 @@ def tells_tls(header):
     at = len(SIGNATURE) + 4
     if not header.startswith(SIGNATURE) or header[at - 4] != PROXY or header[at - 3] >> 4 == UNSPEC:
         return False
-    return any(kind == SSL and value[:1] and value[0] & CLIENT_SSL
-               for kind, value in tlvs(header, at + ADDRESSES[header[at - 3] >> 4]))
+    return any(kind == SSL and value < end and header[value] & CLIENT_SSL
+               for kind, value, end in tlvs(header, at + ADDRESSES[header[at - 3] >> 4]))
 
 
 def tlvs(header, at):
-    """(type, value) of each from `at` on."""
+    """(type, where its value begins and ends) of each from `at` on; the last one may end behind the header."""
     while at < len(header):
-        end = at + 3 + int.from_bytes(header[at + 1:at + 3], "big")
-        yield header[at], header[at + 3:end]
+        value = at + 3
+        end = value + int.from_bytes(header[at + 1:value], "big")
+        yield header[at], value, end
         at = end
 
 

@@ -49,11 +49,11 @@ setup:
 
 # The README as a page, and the sources beside it.
 $(DEMO): README.md LICENSE $(wildcard *.py)
-	mkdir -p .cache/demo
-	cp $^ .cache/demo/
-	{ echo '<!doctype html><meta charset="utf-8"><title>tarweb</title><pre>'; \
+	@mkdir -p .cache/demo
+	@cp $^ .cache/demo/
+	@{ echo '<!doctype html><meta charset="utf-8"><title>tarweb</title><pre>'; \
 	  sed 's/&/\&amp;/g; s/</\&lt;/g' README.md; echo '</pre>'; } > .cache/demo/index.html
-	tar -C .cache/demo -cf $@ .
+	@tar -C .cache/demo -cf $@ .
 
 clean:
 	rm -rf .venv .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache __pycache__ */__pycache__ fuzz/crashes \

@@ -317,10 +317,10 @@ def parse_length(value):
 
 # --- requests that differ in nothing that counts
 #
-# Browsers' requests hardly ever come twice, since cookies, referers and entity tags differ; without those they do. What
-# is taken out of a request here are whole lines of its head: each begins behind a line feed, ends with CRLF and is
-# well-formed, and the only empty line is the last. So what is left is a whole request exactly if the original is one:
-# a bare line feed in front of such a line stays, and spoils it.
+# Browsers' requests hardly ever come twice, because cookies, referers and entity tags differ. Without these lines, they
+# do. Only whole lines are taken out: each begins after a line feed, is well-formed and ends with CRLF, and the only
+# empty line of the head is its last. So what is left is a valid request if and only if the original is one. (A bare
+# line feed before such a line stays, and makes what is left invalid.)
 
 VALUE = rb"[\t -~\x80-\xff]*+"
 VARYING = re.compile(       # between clients and visits; and what proxies in front add, or spell as HTTP/2 has it
@@ -352,7 +352,8 @@ def without_conditions(block):
 
 
 def plain_fields(block):
-    """The Fields of the header block of a request of HTTP/1.1 without a body; None where it is none, or not right."""
+    """The Fields of a header block, as split_head gives it, of an HTTP/1.1 request without a body; None where it is
+    malformed, or belongs to a request with a body or without Host."""
     try:
         fields = parse_fields(block[1:])
     except HttpError:
@@ -362,8 +363,8 @@ def plain_fields(block):
 
 
 def plain_request(line, fields):
-    """The Request of a request line, without its CRLF, and plain_fields; None where it is of another sort than
-    parse_head reads without a further look."""
+    """The Request of a request line, without its CRLF, and plain_fields; None where it is malformed, or has another
+    version or form of target (RFC 9112 section 3.2) than the usual ones."""
     match = PLAIN_LINE.fullmatch(line)
     if match is None:
         return None

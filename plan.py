@@ -364,7 +364,7 @@ class Site:
         self.memo, self.expand = memo, expand
         self.reply = self.persistent_reply = reply      # the same, until `close_all`
         self.by_reply: dict = {}
-        self.turn = 0
+        self.turn = 0                           # counts header blocks that differ from known ones in what varies
         memo.plans.append(self.by_reply)
         self.known, self.remembers, self.lines = memo.requests.get, memo.requests.__contains__, memo.lines
         self.remember, self.forget, self.tick = memo.requests.remember, memo.forget, memo.tick
@@ -391,17 +391,17 @@ class Site:
         if block is None:
             return self.answer_conditional(line, core)
         self.turn = self.turn + 1 & 7
-        if not self.turn:                       # what differs seldom comes again
+        if not self.turn:                       # such a block seldom comes again: one in eight is considered
             self.blocks.alias(text, block)
         return block.get(line) or self.answer_line(line, block)
 
     def answer_line(self, line, block):
         """The Plan for a request line with that Block: a file's is the same for any query."""
-        path, mark, _ = line.partition(b"?")
-        if mark and line.endswith(b" HTTP/1.1"):
-            general = path + b" HTTP/1.1"
+        start, mark, _ = line.partition(b"?")
+        if mark and QUERY.fullmatch(line, len(start)):
+            general = start + b" HTTP/1.1"
             plan = block.get(general) or self.answer_line(general, block)
-            if plan and plan.file and QUERY.fullmatch(line, len(path)):
+            if plan and plan.file:
                 return plan
         request = plain_request(line, block.fields)
         plan = request and self.respond(request)

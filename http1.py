@@ -86,6 +86,7 @@ ESCAPED = [b"%c" % byte if byte < 0x80 else b"%%%02X" % byte for byte in range(2
 REG_NAME = rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*"                                 # RFC 3986 section 3.2.2
 IP_LITERAL = rb"\[(?:([0-9A-Fa-f:.]+)|[Vv][0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+)\]"
 HOST = re.compile(rb"(?:%b|%b)(?::[0-9]*)?" % (IP_LITERAL, REG_NAME))
+PORT = re.compile(rb":[0-9]*\Z")
 ABSOLUTE = re.compile(rb"https?://([^/]*)(.*)", re.IGNORECASE)                                    # RFC 9112 section 3.2
 SLASH = ord("/")
 BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
@@ -170,6 +171,11 @@ def escape_target(head):
     """`head` with the bytes above 0x7F in its request target percent-encoded: some clients leave that out."""
     start = RAW_TARGET.match(head)
     return start[1] + b"".join(map(ESCAPED.__getitem__, start[2])) + head[start.end():] if start else head
+
+
+def host_name(value):
+    """The name in a Host field's value (bytes, or None), in lower case, without a port and a final dot."""
+    return PORT.sub(b"", value or b"").lower().removesuffix(b".")
 
 
 @lru_cache(MEMO_VALUES)

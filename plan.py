@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 import linux
-from http1 import QUERY, essence, format_date, plain_fields, plain_request, split_head, without_conditions
+from http1 import QUERY, essence, format_date, host_name, plain_fields, plain_request, split_head, without_conditions
 from reply import NO_CACHE, FullResponse, Reply, error_reply, field_lines, text_reply
 
 SEND_SIZE = 512 * 1024      # bytes in one send: large enough for few completions, small enough to time a slow reader
@@ -35,7 +35,6 @@ NEVER = float("inf")        # seconds since the epoch
 NO_RESULT = 1 << 31         # what no operation returns: results are signed 32-bit, and errors are negative
 STATUS_SLOT = 192           # bytes for each status line with the fields that go with all
 SIMPLE_RANGE = re.compile(rb"Range: bytes=([0-9]{1,15})-([0-9]{1,15})")
-PORT = re.compile(rb":[0-9]*$")         # of a Host field
 
 
 class StatusHeads:
@@ -487,12 +486,12 @@ class VirtualHosts(Site):
         self.sites = sites
 
     def respond(self, request):
-        site = self.find(request.fields.host or b"")
+        site = self.find(request.fields.host)
         return site.respond(request) if site else super().respond(request)
 
     def find(self, host):
         """The Site for a Host field's value, or None."""
-        name = PORT.sub(b"", host).lower().removesuffix(b".")
+        name = host_name(host)
         label, _, rest = name.partition(b".")
         return self.sites.get(name) or label and self.sites.get(b"*." + rest) or self.sites.get(b"")
 

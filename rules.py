@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from archive import OWN_MAX, PATH_SAFE, Archive, Entry, File, Redirect, Resource, Ruled
-from http1 import BAD_PERCENT, TOKEN, Request, remove_dot_segments
+from http1 import BAD_PERCENT, TOKEN, Request, host_name, remove_dot_segments
 from tar import shown
 
 REDIRECTS, HEADERS = "_redirects", "_headers"       # as archive.OWN has them
@@ -41,7 +41,6 @@ CONDITIONS = b"country=", b"language=", b"role=", b"cookie="
 ORIGIN = re.compile(rb"(https?)://([^/?#]*)", re.IGNORECASE)
 HOST_NAME = re.compile(rb"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]+\]")
 AUTHORITY = re.compile(rb"(?:%b)(?::[0-9]{1,5})?" % HOST_NAME.pattern)
-PORT = re.compile(rb":[0-9]*\Z")
 PATH_START = re.compile(rb"\A//+")
 PIECES = re.compile(rb":([A-Za-z_][A-Za-z0-9_]*)|(\*)|((?:[^:*]|:(?![A-Za-z_]))+)")
 CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
@@ -99,11 +98,6 @@ class Pattern(NamedTuple):
         return takes_all and other.prefix.startswith(self.prefix)
 
 
-def host_name(host: bytes | None) -> bytes:
-    """The name in a Host field's value, in lower case, without a port and a final dot."""
-    return PORT.sub(b"", host or b"").lower().removesuffix(b".")
-
-
 def parse_pattern(text: bytes, star_is_last: bool) -> Pattern:
     """The Pattern of a path, or of an http(s) URL with one. Raises RuleError.
 
@@ -118,7 +112,7 @@ def parse_pattern(text: bytes, star_is_last: bool) -> Pattern:
         raise RuleError("query parameters cannot be compared: write the path alone")
     if path[:1] != b"/" or b"#" in path:
         raise RuleError(f"{shown(text)} is neither a path, which begins with '/', nor an http(s) URL")
-    pieces = [(name.decode(), star, decoded(literal)) for name, star, literal in PIECES.findall(path)]
+    pieces = [(name.decode(), star, unquoted(literal)) for name, star, literal in PIECES.findall(path)]
     probe = b"".join([literal or b"x" for _, _, literal in pieces])
     if remove_dot_segments(probe) != probe:
         raise RuleError("no request has such a path: its dot segments are resolved before it is compared")
@@ -160,7 +154,7 @@ def split_origin(text: bytes) -> tuple[bytes, bytes, bytes]:
     return found[1].lower(), found[2], text[found.end():]
 
 
-def decoded(path: bytes) -> bytes:
+def unquoted(path: bytes) -> bytes:
     """Percent-decoded once, as paths of requests are. Raises RuleError."""
     if BAD_PERCENT.search(path):
         raise RuleError(f"bad percent-encoding in {shown(path)}")
@@ -302,7 +296,7 @@ def parse_target(text: bytes, names: tuple[str, ...], status: int) -> tuple[byte
         if authority:
             raise RuleError(f"what another server has is not passed on: with status {status} write a path")
         pieces = split_template(path, names)
-        return b"", tuple([decoded(piece) if isinstance(piece, bytes) else piece for piece in pieces]), None, ()
+        return b"", tuple([unquoted(piece) if isinstance(piece, bytes) else piece for piece in pieces]), None, ()
     return (scheme + b"://" + authority if authority else b"", split_template(encoded(path or b"/"), names),
             split_template(encoded(question_mark + query, "?"), names) if question_mark else None,
             split_template(encoded(hash_sign + fragment, "?#"), names))
@@ -310,7 +304,7 @@ def parse_target(text: bytes, names: tuple[str, ...], status: int) -> tuple[byte
 
 def encoded(text: bytes, safe: str = "") -> bytes:
     """A part of a URL as its author wrote it, with what cannot stand in it percent-encoded. Raises RuleError."""
-    decoded(text)
+    unquoted(text)
     return quote_from_bytes(text, PATH_SAFE + "%" + safe).encode()
 
 

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import rules
-from http1 import parse_head
+from http1 import host_name, parse_head
 from rules import (
     EXACT_MAX, FILLED_MAX, LINE_MAX, OF_FILES, PATTERNS_MAX, UNTOUCHED, make_dress, parse_headers, parse_pattern,
     parse_redirects,
@@ -153,8 +152,8 @@ def test_patterns_take_time_in_proportion(pattern, unit):
 
 def test_a_host_is_compared_without_case_and_port_and_with_the_scheme():
     [rule] = redirects("HTTPS://WWW.Example.com./A https://example.com/a")
-    assert rule.pattern.is_for(b"https", rules.host_name(b"www.EXAMPLE.com:8443"))
-    assert rule.pattern.is_for(b"https", rules.host_name(b"www.example.com."))
+    assert rule.pattern.is_for(b"https", host_name(b"www.EXAMPLE.com:8443"))
+    assert rule.pattern.is_for(b"https", host_name(b"www.example.com."))
     assert not rule.pattern.is_for(b"http", b"www.example.com")
     assert not rule.pattern.is_for(b"https", b"example.com")
     assert rule.pattern.match(b"/A") == {}
@@ -162,7 +161,7 @@ def test_a_host_is_compared_without_case_and_port_and_with_the_scheme():
     [everywhere] = redirects("/a /b")
     assert everywhere.pattern.is_for(b"http", b"") and everywhere.pattern.is_for(b"https", b"x")
     [root] = redirects("http://[::1] /b")
-    assert root.pattern.match(b"/") == {} and root.pattern.is_for(b"http", rules.host_name(b"[::1]:80"))
+    assert root.pattern.match(b"/") == {} and root.pattern.is_for(b"http", host_name(b"[::1]:80"))
 
 
 # --- TO

@@ -41,7 +41,8 @@ def figures_block(results):
         pair = PAIRS.get(name, ("tarweb", report.REFERENCE))
         found = report.ratios(case, *pair)
         if found:
-            cpu = [f"{report.median(case, server, 'cpu'):.3g}" for server in pair]
+            medians = [report.median(case, server, "cpu") for server in pair]
+            cpu = [f"{median:#.3g}" if median < 100 else f"{median:,.0f}" for median in medians]
             rows.append([case["title"], *cpu, report.spread(found)])
     machine = results["machine"]
     source = f"Smaller is better. One worker each but for the row of two ({machine['CPU']}; {machine['kernel']}; " \
